@@ -1,0 +1,1 @@
+"""The fit loop, its observers, and files of fitted models."""
