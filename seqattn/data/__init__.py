@@ -1,0 +1,1 @@
+"""Event tables, sequences, batches and the catalogue of known data sets."""

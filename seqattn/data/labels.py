@@ -1,0 +1,215 @@
+"""Type labels of any hashable kind: their order, their codes, and how they are written to files."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from seqattn.errors import DataError, ParameterError
+
+__all__ = [
+    "check_labels",
+    "code_labels",
+    "decode_label",
+    "encode_label",
+    "first_repeat",
+    "label_list",
+    "series_of_labels",
+]
+
+_SHOWN = 20
+
+
+def check_labels(labels: Any) -> tuple[Any, ...]:
+    """Return the labels that an argument ``labels=`` names.
+
+    Parameters
+    ----------
+    labels
+        A number K for the labels 0 to K - 1, or the labels themselves, in the order of their codes.
+
+    Raises
+    ------
+    ParameterError
+        A label comes twice, is missing (None, NaN) or cannot be hashed.
+
+    Examples
+    --------
+    >>> check_labels(3)
+    (0, 1, 2)
+    >>> check_labels(["view", "buy"])
+    ('view', 'buy')
+    """
+    if isinstance(labels, (int, np.integer)) and not isinstance(labels, bool):
+        if labels < 1:
+            raise ParameterError(f"labels={labels!r}: the number of types must be at least 1.")
+        return tuple(range(int(labels)))
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        raise ParameterError(
+            f"labels={labels!r} is not a list of labels. Pass a list, such as ['a', 'b'], or their number."
+        )
+    found = tuple(label.item() if isinstance(label, np.generic) else label for label in labels)
+    if any(_is_missing(label) for label in found):
+        raise ParameterError("labels holds a missing value (None or NaN). Leave it out, or give it a name.")
+    try:
+        distinct = set(found)
+    except TypeError as error:
+        raise ParameterError(f"Labels must be hashable (text, numbers, tuples): {error}.") from None
+    if len(distinct) < len(found):
+        raise ParameterError(f"Label {first_repeat(found)!r} comes twice in labels. Name each label once.")
+    if not found:
+        raise ParameterError("labels is empty. Name at least one label, or pass labels=None.")
+    return found
+
+
+def first_repeat(values: Iterable[Any]) -> Any:
+    """Return the first value that came before, or None.
+
+    Examples
+    --------
+    >>> first_repeat(["a", "b", "a"])
+    'a'
+    """
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def code_labels(values: pl.Series) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """Number the labels found: sorted where they can be sorted, in order of appearance otherwise.
+
+    Returns
+    -------
+    The code of each value (int32), and the labels by code.
+
+    Examples
+    --------
+    >>> codes, labels = code_labels(pl.Series(["b", "a", "b"]))
+    >>> codes.tolist(), labels
+    ([1, 0, 1], ('a', 'b'))
+    """
+    if values.dtype == pl.Object:
+        return _code_objects(values.to_list())
+    distinct = values.unique(maintain_order=True)
+    labels = _in_order(distinct.to_list())
+    places = {label: code for code, label in enumerate(labels)}
+    if labels == list(range(len(labels))) and values.dtype.is_integer():
+        return values.cast(pl.Int32).to_numpy(), tuple(labels)
+    codes = pl.Series([places[label] for label in distinct.to_list()], dtype=pl.Int32)
+    return values.replace_strict(distinct, codes, return_dtype=pl.Int32).to_numpy(), tuple(labels)
+
+
+def _code_objects(values: list[Any]) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """Number labels that no column type can hold, one by one."""
+    try:
+        labels = _in_order(list(dict.fromkeys(values)))
+    except TypeError as error:
+        raise DataError(f"Type labels must be hashable (text, numbers, tuples): {error}.") from None
+    places = {label: code for code, label in enumerate(labels)}
+    return np.fromiter((places[value] for value in values), np.int32, len(values)), tuple(labels)
+
+
+def _in_order(labels: list[Any]) -> list[Any]:
+    try:
+        return sorted(labels)
+    except TypeError:
+        return labels
+
+
+def _is_missing(label: Any) -> bool:
+    return label is None or (isinstance(label, float) and label != label)
+
+
+def series_of_labels(values: Sequence[Any]) -> pl.Series:
+    """Return labels as a column, of Python objects where no column type can hold them all.
+
+    Examples
+    --------
+    >>> series_of_labels(["a", "b"]).dtype
+    String
+    >>> series_of_labels(["a", 1]).dtype
+    Object
+    """
+    if any(isinstance(value, tuple) for value in values):
+        return pl.Series(values, dtype=pl.Object)
+    try:
+        series = pl.Series(values, strict=True)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+        return pl.Series(values, dtype=pl.Object)
+    # A list such as [True, 2] would lose the kind of its labels in a column of numbers.
+    mixed = len({type(value) for value in values if value is not None}) > 1
+    return pl.Series(values, dtype=pl.Object) if mixed else series
+
+
+def label_list(labels: Sequence[Any]) -> str:
+    """Return labels as a text for messages, shortened where there are many.
+
+    Examples
+    --------
+    >>> label_list(["a", "b"])
+    "'a', 'b'"
+    """
+    shown = ", ".join(repr(label) for label in labels[:_SHOWN])
+    return shown if len(labels) <= _SHOWN else f"{shown} and {len(labels) - _SHOWN} more"
+
+
+def encode_label(label: Any) -> Any:
+    """Return a label in a form that JSON keeps exactly, kind included.
+
+    Raises
+    ------
+    DataError
+        The label is of a kind that cannot be written.
+
+    Examples
+    --------
+    >>> encode_label("a"), encode_label((1, "x"))
+    ('a', {'tuple': [1, 'x']})
+    """
+    if isinstance(label, np.generic) and not isinstance(label, (np.datetime64, np.timedelta64)):
+        label = label.item()
+    if label is None or isinstance(label, (str, bool, int)):
+        return label
+    if isinstance(label, float):
+        return {"float": label.hex()}
+    if isinstance(label, tuple):
+        return {"tuple": [encode_label(part) for part in label]}
+    if isinstance(label, bytes):
+        return {"bytes": base64.b64encode(label).decode("ascii")}
+    if isinstance(label, (dt.datetime, dt.date)):
+        return {"datetime" if isinstance(label, dt.datetime) else "date": label.isoformat()}
+    raise DataError(
+        f"Label {label!r} of type {type(label).__name__} cannot be written to a file. "
+        "Use text, numbers, dates, bytes or tuples of these as labels."
+    )
+
+
+def decode_label(written: Any) -> Any:
+    """Return the label that :func:`encode_label` wrote.
+
+    Examples
+    --------
+    >>> decode_label({"tuple": [1, "x"]})
+    (1, 'x')
+    """
+    if not isinstance(written, dict):
+        return written
+    (kind, value), *rest = written.items()
+    readers: dict[str, Any] = {
+        "float": float.fromhex,
+        "tuple": lambda parts: tuple(decode_label(part) for part in parts),
+        "bytes": base64.b64decode,
+        "datetime": dt.datetime.fromisoformat,
+        "date": dt.date.fromisoformat,
+    }
+    if rest or kind not in readers:
+        raise DataError(f"{written!r} is not a label that seqattn wrote.")
+    return readers[kind](value)

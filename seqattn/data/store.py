@@ -1,0 +1,115 @@
+"""Sequences on disk: a folder of plain numpy arrays that open without being loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqattn.data.labels import decode_label, encode_label
+from seqattn.errors import DataError
+
+__all__ = ["is_saved", "open_arrays", "save_arrays"]
+
+_FORMAT = 1
+_KIND = "seqattn.Sequences"
+
+
+def is_saved(path: str | Path) -> bool:
+    """Tell whether a folder holds saved sequences."""
+    return (Path(path) / "meta.json").is_file()
+
+
+def save_arrays(
+    path: str | Path, arrays: Mapping[str, np.ndarray], ids: np.ndarray, meta: Mapping[str, Any]
+) -> None:
+    """Write arrays, ids and metadata into a folder; the metadata go last and mark the folder as complete."""
+    folder = Path(path)
+    if folder.is_file():
+        raise DataError(f"{str(folder)!r} is a file. Sequences are saved in a folder; choose another name.")
+    if folder.is_dir() and any(folder.iterdir()) and not is_saved(folder):
+        raise DataError(f"The folder {str(folder)!r} holds other files. Choose an empty or a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [encode_label(key) for key in ids.tolist()] if ids.dtype == object else None
+    (folder / "meta.json").unlink(missing_ok=True)
+    for name, array in arrays.items():
+        _write_array(folder / f"{name}.npy", array)
+    if written is None:
+        _write_array(folder / "ids.npy", ids)
+    else:
+        _write_text(folder / "ids.json", json.dumps(written))
+    (folder / ("ids.json" if written is None else "ids.npy")).unlink(missing_ok=True)
+    shapes = {name: len(array) for name, array in arrays.items()}
+    _write_text(
+        folder / "meta.json", json.dumps({"kind": _KIND, "format": _FORMAT, "lengths": shapes, **meta})
+    )
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """Write beside and rename, so that an array open elsewhere keeps its old file."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    part.replace(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def open_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    """Map the arrays of a saved folder into memory, and read its ids and metadata.
+
+    Raises
+    ------
+    DataError
+        The folder is absent, incomplete, damaged, or from a newer version.
+    """
+    folder = Path(path)
+    if not is_saved(folder):
+        state = (
+            "is not complete or was not written by Sequences.save" if folder.is_dir() else "does not exist"
+        )
+        raise DataError(f"The folder {str(folder)!r} {state}. Write it with Sequences.save.")
+    meta = _read_meta(folder)
+    try:
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["lengths"]}
+        ids = _read_ids(folder)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"The folder {str(folder)!r} is damaged: {error}. Save the sequences again."
+        ) from error
+    for name, length in meta["lengths"].items():
+        if len(arrays[name]) != length:
+            raise DataError(
+                f"{name}.npy in {str(folder)!r} holds {len(arrays[name])} values, not {length}. Save again."
+            )
+    return arrays, ids, meta
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"meta.json in {str(folder)!r} is damaged: {error}.") from error
+    if not isinstance(meta, dict) or meta.get("kind") != _KIND:
+        raise DataError(f"The folder {str(folder)!r} was not written by Sequences.save.")
+    if meta["format"] > _FORMAT:
+        raise DataError(
+            f"The folder {str(folder)!r} was written by a newer version of seqattn. Install that version."
+        )
+    return meta
+
+
+def _read_ids(folder: Path) -> np.ndarray:
+    if (folder / "ids.npy").exists():
+        return np.load(folder / "ids.npy", mmap_mode="r")
+    written = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+    ids = np.empty(len(written), dtype=object)
+    ids[:] = [decode_label(key) for key in written]
+    return ids
