@@ -1,0 +1,10 @@
+"""Attention: one call, patterns that say who sees whom, and kernels that compute it."""
+
+from __future__ import annotations
+
+from seqattn.attention.call import attend, backends, explain
+from seqattn.attention.kernel import Attention
+from seqattn.attention.layout import Layout
+from seqattn.attention.patterns import Dense, KeyBias
+
+__all__ = ["Attention", "Dense", "KeyBias", "Layout", "attend", "backends", "explain"]

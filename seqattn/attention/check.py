@@ -1,0 +1,201 @@
+"""Turn the arguments of a call into a problem, or say what does not fit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from seqattn.attention.kernel import NEEDS, Problem
+from seqattn.attention.layout import Layout
+from seqattn.attention.patterns import Bias, KeyBias, Pattern, as_pattern
+from seqattn.errors import ParameterError, suggest
+
+
+def check_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: str | Pattern,
+    causal: bool,
+    bias: Bias | None,
+    lengths: Tensor | None,
+    layout: Layout | None,
+    key_lengths: Tensor | None,
+    key_layout: Layout | None,
+    key_mask: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    need: str,
+) -> Problem:
+    """Return the checked call; the arguments are those of :func:`seqattn.attention.attend`.
+
+    Raises
+    ------
+    ParameterError
+        Shapes or arguments do not fit together.
+    """
+    pattern = as_pattern(pattern)
+    _check_tensors(q, k, v)
+    if layout is None:
+        _check_padded(q, k, lengths, key_lengths, key_mask, key_layout)
+        aligned = q.shape[2] == k.shape[2] and key_lengths is None
+        cross = q.shape[2] != k.shape[2] or key_lengths is not None
+        key_lengths = lengths if key_lengths is None else key_lengths
+    else:
+        cross = key_layout is not None and key_layout is not layout
+        key_layout = layout if key_layout is None else key_layout
+        _check_packed(q, k, layout, key_layout, (lengths, key_lengths, key_mask))
+        aligned = not cross
+    if bias is not None:
+        _check_bias(bias, q, k, layout)
+    scale = _check_numbers(scale, dropout, need, q.shape[-1])
+    for name, wanted, can in (("causal=True", causal, pattern.causal), ("other keys", cross, pattern.cross)):
+        if wanted and not can:
+            raise ParameterError(
+                f"Pattern {pattern.name!r} has no meaning with {name}. Choose another pattern."
+            )
+    tensors = (q, k, v) if bias is None else (q, k, v, bias.values)
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return Problem(
+        q,
+        k,
+        v,
+        pattern,
+        bool(causal),
+        bias,
+        layout,
+        key_layout,
+        lengths,
+        key_lengths,
+        key_mask,
+        scale,
+        float(dropout),
+        need,
+        aligned,
+        cross,
+        training,
+    )
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Check what holds for both layouts."""
+    if not q.is_floating_point():
+        raise TypeError(f"q, k and v must hold floating point numbers, got {q.dtype}.")
+    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        raise ParameterError(
+            f"q, k and v must be of one type on one device, got {q.dtype} on {q.device}, {k.dtype} on {k.device}, "
+            f"{v.dtype} on {v.device}."
+        )
+    if not (q.dim() == k.dim() == v.dim() and q.dim() in (3, 4)) or 0 in (q.shape[-1], v.shape[-1]):
+        raise ParameterError(
+            "q, k and v must be [batch, heads, length, dim], or packed [tokens, heads, dim] with a layout, "
+            f"{_shapes(q, k, v)}."
+        )
+    if k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
+        raise ParameterError(
+            f"k and v must agree in all but the last size, and q and k in the last one, {_shapes(q, k, v)}."
+        )
+    heads, key_heads = q.shape[1], k.shape[1]
+    if heads == 0 or key_heads == 0 or heads % key_heads:
+        raise ParameterError(
+            f"The number of key heads must divide the number of query heads, {_shapes(q, k, v)}."
+        )
+
+
+def _check_padded(
+    q: Tensor,
+    k: Tensor,
+    lengths: Tensor | None,
+    key_lengths: Tensor | None,
+    key_mask: Tensor | None,
+    key_layout: Layout | None,
+) -> None:
+    if q.dim() != 4 or key_layout is not None:
+        raise ParameterError(
+            f"Packed tensors need layout=Layout(offsets, max_len) for the queries, got q {list(q.shape)} and no "
+            "layout."
+        )
+    batch, keys = k.shape[0], k.shape[2]
+    if q.shape[0] != batch:
+        raise ParameterError(f"q has {q.shape[0]} sequences and k has {batch}. They must be as many.")
+    if lengths is not None and key_lengths is None and q.shape[2] != keys:
+        raise ParameterError(
+            f"lengths without key_lengths say that queries and keys are the same sequences, but there are "
+            f"{q.shape[2]} query and {keys} key places. Give key_lengths."
+        )
+    for name, value, size in (("lengths", lengths, q.shape[2]), ("key_lengths", key_lengths, keys)):
+        if value is not None:
+            _check_lengths(name, value, batch, size)
+    if key_mask is not None and (key_mask.shape != (batch, keys) or key_mask.dtype != torch.bool):
+        raise ParameterError(
+            f"key_mask must be Boolean of shape [{batch}, {keys}], true for keys that exist, got {key_mask.dtype} of "
+            f"shape {list(key_mask.shape)}."
+        )
+
+
+def _check_lengths(name: str, lengths: Tensor, batch: int, size: int) -> None:
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ParameterError(
+            f"{name} must be integers of shape [{batch}], got {lengths.dtype} of shape {list(lengths.shape)}."
+        )
+    # On a GPU the look would wait for it; there, too long means all.
+    if batch and lengths.device.type == "cpu":
+        low, high = (int(x) for x in lengths.aminmax())
+        if low < 0 or high > size:
+            raise ParameterError(f"{name} must lie between 0 and {size}, got {low} to {high}.")
+
+
+def _check_packed(
+    q: Tensor, k: Tensor, layout: Layout, key_layout: Layout, padded: tuple[Tensor | None, ...]
+) -> None:
+    if any(value is not None for value in padded):
+        raise ParameterError(
+            "lengths, key_lengths and key_mask belong to padded input; with a layout the lengths are known. "
+            "Hide single keys with KeyBias(-inf)."
+        )
+    for name, x, places in (("q", q, layout), ("k", k, key_layout)):
+        if x.dim() != 3 or x.shape[0] != places.n_tokens:
+            raise ParameterError(
+                f"{name} must be packed [tokens, heads, dim] with the {places.n_tokens} tokens of its layout, got "
+                f"shape {list(x.shape)}."
+            )
+        if x.device != places.offsets.device:
+            raise ParameterError(f"{name} is on {x.device} and its layout on {places.offsets.device}.")
+    if len(layout) != len(key_layout):
+        raise ParameterError(f"layout has {len(layout)} sequences and key_layout {len(key_layout)}.")
+
+
+def _check_bias(bias: Bias, q: Tensor, k: Tensor, layout: Layout | None) -> None:
+    if not isinstance(bias, KeyBias):
+        raise TypeError(f"bias must be a KeyBias, got {type(bias).__name__}.")
+    shape, heads = list(bias.values.shape), q.shape[1]
+    one, all_heads = (
+        ([k.shape[0], 1, k.shape[2]], [k.shape[0], heads, k.shape[2]])
+        if layout is None
+        else ([k.shape[0], 1], [k.shape[0], heads])
+    )
+    if shape not in (one, all_heads) or not bias.values.is_floating_point() or bias.values.device != k.device:
+        raise ParameterError(
+            f"The values of KeyBias must be floating point of shape {one} or {all_heads} on {k.device}, got "
+            f"{bias.values.dtype} of shape {shape} on {bias.values.device}."
+        )
+
+
+def _check_numbers(scale: float | None, dropout: float, need: str, dim: int) -> float:
+    """Return the factor of the scores."""
+    if scale is None:
+        scale = 1 / math.sqrt(dim)
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ParameterError(f"scale must be above 0 and finite, got {scale!r}.")
+    if not 0 <= dropout < 1:
+        raise ParameterError(f"dropout must be from 0 to below 1, got {dropout!r}.")
+    if need not in NEEDS:
+        known = ", ".join(repr(one) for one in NEEDS)
+        raise ParameterError(f"need must be one of {known}, got {need!r}.{suggest(need, NEEDS)}")
+    return float(scale)

@@ -1,0 +1,73 @@
+"""Keep values that are not finite away from the rows that do not see them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqattn.attention.kernel import Attention, Kernel, Problem
+from seqattn.attention.patterns import KeyBias
+
+
+def isolate(problem: Problem, kernel: Kernel) -> Attention:
+    """Run the call with 0 in place of what is not finite, and give NaN to the rows that see such a thing.
+
+    Which rows these are is attention too: to a value that is 1 at those keys and 0 at all others.
+
+    Parameters
+    ----------
+    problem
+        The call.
+    kernel
+        Runs it, and finds the rows.
+    """
+    heads = problem.heads // problem.k.shape[1]
+    k, v = (x.repeat_interleave(heads, 1) for x in (problem.k, problem.v))
+    bad_queries = ~_finite(problem.q)
+    bad_keys = ~(_finite(k) & _finite(v))
+    bias = silent = None
+    if problem.bias is not None:
+        values = problem.bias.values.detach()
+        odd = ~(values.isfinite() | values.isneginf())
+        bad_keys = bad_keys | odd
+        bias = KeyBias(problem.bias.values.masked_fill(odd, 0))
+        silent = KeyBias(torch.zeros_like(values).masked_fill(values.isneginf(), -torch.inf))
+    clean = replace(
+        problem,
+        q=problem.q.masked_fill(bad_queries[..., None], 0),
+        k=k.masked_fill(bad_keys[..., None], 0),
+        v=v.masked_fill(bad_keys[..., None], 0),
+        bias=bias,
+    )
+    with torch.no_grad():
+        marks = torch.stack([bad_keys, torch.ones_like(bad_keys)], -1).to(k.dtype)
+        flat = torch.zeros_like(problem.q[..., :2])
+        look = replace(
+            clean, q=flat, k=marks * 0, v=marks, bias=silent, dropout=0.0, need="output", training=False
+        )
+        sees_bad, sees_any = (kernel.run(look).output > 0).unbind(-1)
+    return _spoil(problem, kernel.run(clean), sees_bad | (bad_queries & sees_any))
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.detach().isfinite().all(-1)
+
+
+def _spoil(problem: Problem, result: Attention, rows: Tensor) -> Attention:
+    """Return the result with NaN in these rows of everything."""
+    weights = result.weights
+    if weights is not None:
+        wide = rows
+        if problem.layout is not None:
+            parts = [part.transpose(0, 1) for part in rows.split(problem.layout.lengths.tolist())]
+            wide = torch.stack([F.pad(part, (0, problem.queries - part.shape[1])) for part in parts])
+        weights = weights.masked_fill(wide[..., None], torch.nan)
+    return Attention(
+        result.output.masked_fill(rows[..., None], torch.nan),
+        weights,
+        None if result.lse is None else result.lse.masked_fill(rows, torch.nan),
+        result.stats,
+    )

@@ -1,0 +1,68 @@
+"""Dense attention as two matrix products and a softmax: for short sequences, weights and dropout."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from seqattn.attention.kernel import MAX_WEIGHTS, NEEDS, Attention, Capability, Kernel, Problem
+from seqattn.attention.rectangles import Block, Solved, run_rectangles, statistic_dtype
+
+# Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32.
+CALL_US = (60.0, 110.0)
+PAIR_NS = 2.0
+PAIR_NS_PER_WIDTH = 0.05
+BACKWARD = 3.2
+
+
+class Plain(Kernel):
+    """Matrix product, softmax, matrix product on rectangles; memory is quadratic in the length."""
+
+    name = "plain"
+    capability = Capability(
+        dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        patterns=("dense",),
+        biases=("key",),
+        needs=NEEDS,
+        dropout=True,
+    )
+
+    def limits(self, problem: Problem) -> list[str]:
+        """Return whether the weights are too many to be kept."""
+        count = problem.batch * problem.heads * problem.queries * problem.keys
+        if problem.need != "weights" or count <= MAX_WEIGHTS:
+            return []
+        advice = "ask for fewer sequences at a time, or for need='lse' and form exp(score - lse) of single rows"
+        return [f"{count} weights are more than {MAX_WEIGHTS}; {advice}"]
+
+    def cost(self, problem: Problem) -> float:
+        """Return the time of the calls and of the pairs in their rectangles."""
+        calls, pairs = problem.pairs()
+        width = max(problem.q.shape[-1], problem.v.shape[-1])
+        work = pairs * (PAIR_NS + PAIR_NS_PER_WIDTH * width) / 1000
+        return calls * CALL_US[problem.training] + work * (BACKWARD if problem.training else 1.0)
+
+    def run(self, problem: Problem) -> Attention:
+        """Compute the weights of each rectangle."""
+        return run_rectangles(problem, _solve, self.name)
+
+
+def _solve(block: Block) -> Solved:
+    dtype = block.q.dtype
+    q, k, v = (x.to(statistic_dtype(x)) for x in (block.q, block.k, block.v))
+    scores = torch.matmul(q * block.scale, k.transpose(-1, -2))
+    if block.bias is not None:
+        scores = scores + block.bias.masked_fill(block.bias.isneginf(), 0).to(scores.dtype)[:, :, None]
+    mask, sees = block.mask()
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1)
+    if sees is not None:
+        weights = weights.masked_fill(~sees[..., None], 0)
+    output = torch.matmul(F.dropout(weights, block.dropout), v).to(dtype)
+    if block.need == "output":
+        return Solved(output)
+    lse = scores.logsumexp(-1)
+    if sees is not None:
+        lse = lse.masked_fill(~sees, -torch.inf)
+    return Solved(output, lse, weights.to(dtype) if block.need == "weights" else None)

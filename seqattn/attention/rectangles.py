@@ -1,0 +1,269 @@
+"""The border between ragged batches and kernels that work on rectangles of queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool
+from torch import Tensor
+
+from seqattn.attention.kernel import Attention, Problem
+from seqattn.attention.layout import Bucket, Side, to_slots, to_tokens
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """One rectangle of queries and keys, with all that hides a key in it.
+
+    ``q [rows, heads, queries, dim]``, ``k`` and ``v`` with the same number of heads. Sequences lie at the left:
+    row ``b`` has ``query_lengths[b]`` queries and ``key_lengths[b]`` keys (``None``: all). ``aligned`` says that
+    every row has as many keys as queries; ``every_row_sees`` that no query is known to be without a key.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    causal: bool
+    aligned: bool
+    every_row_sees: bool
+    bias: Tensor | None
+    query_lengths: Tensor | None
+    key_lengths: Tensor | None
+    key_mask: Tensor | None
+    scale: float
+    dropout: float
+    need: str
+    memo: dict[Any, Any] | None
+
+    @property
+    def is_triangular(self) -> bool:
+        """Whether causality is the lower triangle; padding at the right is then hidden from all true queries."""
+        return self.causal and self.aligned
+
+    def visible_keys(self) -> Bool[Tensor, "rows_or_1 heads_or_1 keys"] | None:
+        """Return the keys that are not hidden from all queries, or ``None`` if no key is."""
+        visible = None
+        if self.key_lengths is not None and not self.is_triangular:
+            visible = before(self.key_lengths, self.k.shape[2])
+        if self.key_mask is not None:
+            visible = _both(visible, self.key_mask[:, None])
+        if self.bias is not None:
+            visible = _both(visible, ~self.bias.detach().isneginf())
+        return visible
+
+    def triangle(self) -> Bool[Tensor, "rows_or_1 1 queries keys"] | None:
+        """Return which keys causality leaves to each query: all up to the last key for the last query."""
+        if not self.causal:
+            return None
+        queries, keys = self.q.shape[2], self.k.shape[2]
+        i = torch.arange(queries, device=self.q.device)[:, None]
+        j = torch.arange(keys, device=self.q.device)
+        if self.aligned:
+            return (j <= i)[None, None]
+        last_key = _each(self.key_lengths, keys, self.q)
+        last_query = _each(self.query_lengths, queries, self.q)
+        return j <= i + (last_key - last_query)
+
+    def mask(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return what to add to the scores, and which rows see a key at all; ``None`` for nothing and for all.
+
+        Rows without any visible key are left open, so that no kernel divides by zero; their output is to be
+        replaced by 0.
+        """
+        if self.memo is None or self.bias is not None:
+            return self._mask()
+        key = (self.causal, self.q.dtype)
+        if key not in self.memo:
+            self.memo[key] = self._mask()
+        kept: tuple[Tensor | None, Tensor | None] = self.memo[key]
+        return kept
+
+    def _mask(self) -> tuple[Tensor | None, Tensor | None]:
+        keys = self.visible_keys()
+        visible = _both(None if keys is None else keys[:, :, None], self.triangle())
+        if visible is None:
+            return None, None
+        sees = None if self.every_row_sees and self.bias is None else visible.any(-1)
+        hidden = ~visible if sees is None else ~visible & sees[..., None]
+        zeros = torch.zeros(hidden.shape, dtype=self.q.dtype, device=self.q.device)
+        return zeros.masked_fill_(hidden, -torch.inf), sees
+
+
+class Solved(NamedTuple):
+    """What a rectangle gives: rows without a key are 0 (``lse``: ``-inf``); padded rows may hold anything finite."""
+
+    output: Tensor
+    lse: Tensor | None = None
+    weights: Tensor | None = None
+
+
+def run_rectangles(problem: Problem, solve: Callable[[Block], Solved], kernel: str) -> Attention:
+    """Return the whole call, each rectangle of it computed by ``solve``.
+
+    Parameters
+    ----------
+    problem
+        The call; its pattern is dense.
+    solve
+        Computes one rectangle.
+    kernel
+        Name for ``stats``.
+    """
+    if 0 in problem.q.shape or 0 in problem.k.shape or (problem.layout and not problem.plan().buckets):
+        return empty_attention(problem, kernel)
+    run = _run_padded if problem.layout is None else _run_packed
+    return run(problem, solve, kernel)
+
+
+def before(lengths: Tensor, size: int) -> Bool[Tensor, "rows 1 places"]:
+    """Return which of ``size`` places lie inside sequences of these lengths."""
+    return (torch.arange(size, device=lengths.device) < lengths[:, None])[:, None]
+
+
+def _run_padded(problem: Problem, solve: Callable[[Block], Solved], kernel: str) -> Attention:
+    """Replace padding by 0 on both sides, so that nothing in it can pass."""
+    q, k, v = problem.q, problem.k, problem.v
+    live = None if problem.lengths is None else before(problem.lengths, q.shape[2])
+    used = None if problem.key_lengths is None else before(problem.key_lengths, k.shape[2])
+    used = _both(used, None if problem.key_mask is None else problem.key_mask[:, None])
+    bias = None if problem.bias is None else problem.bias.values
+    if live is not None:
+        q = q.masked_fill(~live[..., None], 0)
+    if used is not None:
+        k, v = (x.masked_fill(~used[..., None], 0) for x in (k, v))
+        bias = None if bias is None else bias.masked_fill(~used, 0)
+    lengths = (problem.lengths, problem.key_lengths, problem.key_mask)
+    solved = solve(_block(problem, q, k, v, bias, lengths, problem.aligned, None))
+    if live is None:
+        return Attention(solved.output, solved.weights, solved.lse, {"kernel": kernel})
+    return Attention(
+        _fill(solved.output, ~live[..., None], 0),
+        _fill(solved.weights, ~live[..., None], 0),
+        _fill(solved.lse, ~live, -torch.inf),
+        {"kernel": kernel},
+    )
+
+
+def _run_packed(problem: Problem, solve: Callable[[Block], Solved], kernel: str) -> Attention:
+    plan = problem.plan()
+    buckets = plan.buckets
+    q = _cut(problem.q, plan.query, buckets, 0)
+    k, v = (_cut(x, plan.key, buckets, 1) for x in (problem.k, problem.v))
+    bias: list[Tensor | None] = [None] * len(buckets)
+    if problem.bias is not None:
+        bias = [x.squeeze(-1) for x in _cut(problem.bias.values[..., None], plan.key, buckets, 1)]
+    parts = []
+    for place, bucket in enumerate(buckets):
+        lengths = (bucket.query_lengths, bucket.key_lengths, None)
+        parts.append(
+            solve(_block(problem, q[place], k[place], v[place], bias[place], lengths, bucket.aligned, bucket))
+        )
+    lse = weights = None
+    if parts[0].lse is not None:
+        lse = _join([part.lse[..., None] for part in parts if part.lse is not None], plan.query).squeeze(-1)
+        lse = lse if plan.query.unused is None else lse.index_fill(0, plan.query.unused, -torch.inf)
+    if parts[0].weights is not None:
+        weights = _weights(problem, [part.weights for part in parts])
+    return Attention(_join([part.output for part in parts], plan.query), weights, lse, {"kernel": kernel})
+
+
+def _block(
+    problem: Problem,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    lengths: tuple[Tensor | None, Tensor | None, Tensor | None],
+    aligned: bool,
+    bucket: Bucket | None,
+) -> Block:
+    # A single query sees all keys up to the last: causality is then no restriction, and needs no mask.
+    causal = problem.causal and q.shape[2] > 1
+    return Block(
+        q,
+        _all_heads(k, q.shape[1]),
+        _all_heads(v, q.shape[1]),
+        causal,
+        aligned,
+        bucket is not None and (bucket.every_row_sees or not causal),
+        bias,
+        *lengths,
+        problem.scale,
+        problem.dropout,
+        problem.need,
+        None if bucket is None else bucket.memo,
+    )
+
+
+def _cut(rows: Tensor, side: Side, buckets: tuple[Bucket, ...], which: int) -> list[Tensor]:
+    """Return the rectangles ``[rows, heads, length, dim]`` of a packed tensor."""
+    slots = to_slots(rows, side)
+    shapes = [(bucket.rows, (bucket.queries, bucket.keys)[which]) for bucket in buckets]
+    parts = slots.split([count * length for count, length in shapes]) if len(shapes) > 1 else (slots,)
+    return [
+        part.view(count, length, *rows.shape[1:]).transpose(1, 2)
+        for part, (count, length) in zip(parts, shapes, strict=True)
+    ]
+
+
+def _join(parts: list[Tensor], side: Side) -> Tensor:
+    """Return the packed tensor of rectangles ``[rows, heads, length, dim]``."""
+    slots = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+    return to_tokens(slots[0] if len(slots) == 1 else torch.cat(slots), side)
+
+
+def _weights(problem: Problem, parts: list[Any]) -> Tensor:
+    """Return the weights of all sequences in their order, padded to the longest."""
+    queries, keys = problem.queries, problem.keys
+    weights = parts[0].new_zeros(problem.batch, problem.heads, queries, keys)
+    for part, bucket in zip(parts, problem.plan().buckets, strict=True):
+        if bucket.query_lengths is not None:
+            part = part.masked_fill(~before(bucket.query_lengths, bucket.queries)[..., None], 0)
+        wide = F.pad(part, (0, keys - bucket.keys, 0, queries - bucket.queries))
+        weights = weights.index_copy(0, bucket.sequences, wide)
+    return weights
+
+
+def empty_attention(problem: Problem, kernel: str) -> Attention:
+    """Return zeros that still hang on the inputs, so that a backward pass gives zeros too."""
+    q, k, v = problem.q, problem.k, problem.v
+    nothing = q[..., :0].sum() + k[..., :0].sum() + v[..., :0].sum()
+    if problem.bias is not None:
+        nothing = nothing + problem.bias.values[..., :0].sum()
+    output = q.new_zeros(*q.shape[:-1], v.shape[-1]) + nothing
+    lse = weights = None
+    if problem.need != "output":
+        lse = torch.full(q.shape[:-1], -torch.inf, device=q.device, dtype=statistic_dtype(q))
+    if problem.need == "weights":
+        weights = q.new_zeros(problem.batch, problem.heads, problem.queries, problem.keys)
+    return Attention(output, weights, lse, {"kernel": kernel})
+
+
+def statistic_dtype(q: Tensor) -> torch.dtype:
+    """Return the precision of scores and their sums: at least float32."""
+    return q.dtype if q.dtype == torch.float64 else torch.float32
+
+
+def _all_heads(x: Tensor, heads: int) -> Tensor:
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _each(lengths: Tensor | None, size: int, like: Tensor) -> Tensor:
+    """Return the lengths, or one size for all, fit to be compared with places."""
+    if lengths is None:
+        return torch.full((1, 1, 1, 1), size, device=like.device)
+    return lengths[:, None, None, None]
+
+
+def _fill(x: Tensor | None, where: Tensor, value: float) -> Any:
+    return None if x is None else x.masked_fill(where, value)
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
