@@ -1,0 +1,100 @@
+"""Forecasts as tables: times on the user's clock, ids and labels as the user gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from seqattn.data.clock import to_numbers
+from seqattn.data.sequences import Sequences
+from seqattn.errors import DataError, ParameterError
+from seqattn.hawkes.forecast import NextEvent
+
+
+def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
+    """Return quantile levels, checked to lie between 0 and 1."""
+    for level in levels:
+        if not 0 < level < 1:
+            raise ParameterError(f"Quantile level {level!r} is not between 0 and 1.")
+    return tuple(float(level) for level in levels)
+
+
+def previous_times(sequences: Sequences) -> NDArray[np.float64]:
+    """Return for each event the time of the one before it, or of the window's beginning."""
+    previous = np.empty(sequences.n_events)
+    previous[1:] = sequences.times[:-1]
+    full = np.flatnonzero(sequences.lengths)
+    previous[sequences.offsets[:-1][full]] = sequences.start[full]
+    return previous
+
+
+def last_times(sequences: Sequences) -> NDArray[np.float64]:
+    """Return the time of each sequence's last event, or the beginning of its window."""
+    last = np.array(sequences.start, dtype=np.float64)
+    full = np.flatnonzero(sequences.lengths)
+    last[full] = sequences.times[sequences.offsets[1:][full] - 1]
+    return last
+
+
+def present(sequences: Sequences, now: Any) -> NDArray[np.float64]:
+    """Return the present of each sequence, checked not to lie before its last event."""
+    if now is None:
+        return np.asarray(sequences.end, dtype=np.float64)
+    present = np.broadcast_to(float_times(sequences, now, "now"), len(sequences)).astype(np.float64)
+    last = last_times(sequences)
+    if (present < last).any():
+        row = int(np.flatnonzero(present < last)[0])
+        raise DataError(
+            f"now={present[row]!r} is before the last event of sequence {sequences.ids[row]!r} at {last[row]!r}. "
+            "Give a later time, or cut the history."
+        )
+    return present
+
+
+def float_times(sequences: Sequences, times: Any, what: str) -> NDArray[np.float64]:
+    """Return one or many times as numbers on the clock of the sequences."""
+    many = times if isinstance(times, pl.Series) else pl.Series(np.atleast_1d(np.asarray(times)))
+    return to_numbers(many, sequences.clock, what)
+
+
+def empty_columns(n: int, levels: tuple[float, ...]) -> dict[str, NDArray[Any]]:
+    """Return the columns of a forecast table, to be filled batch by batch."""
+    names = ["t_mean", "t_median", *(f"t_q{level:g}" for level in levels)]
+    columns: dict[str, NDArray[Any]] = {name: np.empty(n) for name in names}
+    return columns | {"k": np.empty(n, dtype=np.int64), "p": np.empty(n), "scored": np.zeros(n, dtype=bool)}
+
+
+def fill(
+    columns: dict[str, NDArray[Any]],
+    rows: NDArray[np.int64],
+    answer: NextEvent,
+    origin: NDArray[np.float64],
+    scale: float,
+    levels: tuple[float, ...],
+) -> None:
+    """Write forecasts into rows of the columns, times counted from ``origin`` in the user's unit."""
+    columns["t_mean"][rows] = origin + answer.mean.numpy() * scale
+    columns["t_median"][rows] = origin + answer.median.numpy() * scale
+    for place, level in enumerate(levels):
+        columns[f"t_q{level:g}"][rows] = origin + answer.quantiles[:, place].numpy() * scale
+    best = answer.type_probability.max(1)
+    columns["k"][rows], columns["p"][rows] = best.indices.numpy(), best.values.numpy()
+
+
+def forecast_frame(
+    sequences: Sequences, rows: NDArray[np.int64], columns: dict[str, NDArray[Any]]
+) -> pl.DataFrame:
+    """Return forecasts as a table, ids, labels and dates as the user gave them."""
+    series = []
+    for name, values in columns.items():
+        if name.startswith("t_"):
+            series.append(sequences.time_series(values, name))
+        elif name == "k":
+            series.append(sequences.label_series(values))
+        else:
+            series.append(pl.Series(name, values))
+    return sequences.id_columns(rows).with_columns(series)

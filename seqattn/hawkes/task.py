@@ -1,0 +1,420 @@
+"""What the command line and the tuner know about point processes; every task has a module with these names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from seqattn import hawkes
+from seqattn.data import catalog
+from seqattn.data.sequences import Sequences
+from seqattn.data.splits import split_sequences
+from seqattn.data.store import is_saved
+from seqattn.errors import ParameterError, suggest
+from seqattn.hawkes.diagnose import plot_intensity
+from seqattn.hawkes.estimator import SAHP
+from seqattn.hawkes.likelihood import CONVENTIONS
+from seqattn.hawkes.metrics import table_rows
+from seqattn.hawkes.process import PointProcess
+from seqattn.train.config import check_names
+from seqattn.train.loop import Observer
+
+FAMILY = "tpp"
+DEFAULT_DATA = "taxi"
+MODELS = {
+    "sahp": "SAHP",
+    "poisson": "PoissonProcess",
+    "renewal": "RenewalProcess",
+    "markov": "EmpiricalMarkov",
+    "exponential_hawkes": "ExponentialHawkes",
+}
+OBJECTIVE = "held-out log-likelihood per event (nats)"
+LOSS_UNIT = "nats per event, in model time"
+AFTERWARDS = "fitting the baselines and computing held-out figures"
+SPLITS = catalog.SPLITS
+EVALUATION = {"convention": CONVENTIONS}
+
+_COLUMNS = {"seq": "seq_id", "time": "t", "type": "k"}
+# Constructor arguments that a run states elsewhere than among its settings.
+_ELSEWHERE = {
+    "random_state": "--seed",
+    "device": "--device",
+    "verbose": "--quiet",
+    "types": "--read labels=...",
+    "columns": "--read time=...",
+    "window": "--read window=...",
+    "unknown": "--read unknown=...",
+}
+_HEADERS = [
+    "model",
+    "log-likelihood",
+    "of times",
+    "of types",
+    "RMSE",
+    "MAE",
+    "CRPS",
+    "accuracy",
+    "macro F1",
+    "KS p",
+]
+# Constructor arguments are checked against the plain words of their annotations; other words allow anything.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+    "Pattern": (),
+}
+
+
+def load_split(data: str | Path, split: str, **read: Any) -> Sequences:
+    """Load one split of a known data set or folder, or a whole file.
+
+    Parameters
+    ----------
+    data
+        Known name, folder with ``train``/``dev``/``test`` files, or file.
+    split
+        ``"train"``, ``"dev"`` or ``"test"``; a file has no splits and is read whole.
+    read
+        Reading options, as in :meth:`seqattn.Sequences.from_table`.
+
+    Raises
+    ------
+    DataError
+        The data cannot be found or used.
+    ParameterError
+        There is no such reading option.
+    """
+    check_names(read, _read_options(), "a reading option")
+    return catalog.load_split(data, split, **read)
+
+
+def _read_options() -> list[str]:
+    table, file = inspect.signature(Sequences.from_table), inspect.signature(Sequences.read)
+    return [
+        name
+        for name, parameter in {**table.parameters, **file.parameters}.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+
+
+def splits(
+    data: str | Path,
+    roles: Sequence[str] = ("train", "dev"),
+    *,
+    share: float | None = 0.1,
+    seed: int = 0,
+    **read: Any,
+) -> dict[str, Sequences]:
+    """Load the parts that training needs; a single file is cut at random into them.
+
+    Parameters
+    ----------
+    data, read
+        As in :func:`load_split`.
+    roles
+        Which parts: ``"train"``, ``"dev"``, ``"test"``.
+    share
+        Share of a single file's sequences for each part but ``"train"``; None keeps the file whole for training.
+    seed
+        Seed of the cut.
+
+    Returns
+    -------
+    Sequences by role. With ``share=None`` a single file gives ``"train"`` only.
+
+    Raises
+    ------
+    DataError
+        The data cannot be found or used, or hold too few sequences to be cut.
+    """
+    if not _is_one_table(data):
+        return {role: load_split(data, role, **read) for role in roles}
+    rest, parts = load_split(data, "train", **read), {}
+    for number, role in enumerate(role for role in roles if role != "train" and share is not None):
+        kept, cut = split_sequences(len(rest), float(share or 0.0), np.random.default_rng([seed, number]))
+        parts[role], rest = rest.select(cut), rest.select(kept)
+    return {"train": rest, **parts}
+
+
+def _is_one_table(data: str | Path) -> bool:
+    """Tell a file or a saved folder from a folder of splits and from a known name."""
+    return Path(data).is_file() or is_saved(data)
+
+
+def describe(X: Sequences) -> str:
+    """Return the size of a data set in words.
+
+    Parameters
+    ----------
+    X
+        The data.
+    """
+    return f"{len(X):,} sequences, {X.n_events:,} events, {X.n_types:,} types"
+
+
+def build(
+    settings: Mapping[str, Any],
+    model: str | None = None,
+    *,
+    seed: int | None = None,
+    device: str | None = None,
+    read: Mapping[str, Any] | None = None,
+) -> PointProcess:
+    """Return an estimator that is ready to be fitted.
+
+    Parameters
+    ----------
+    settings
+        Constructor arguments.
+    model
+        Name in ``MODELS``; None is the first.
+    seed
+        Seed, for models that draw.
+    device
+        Where it runs, for models that can choose.
+    read
+        Reading options; the estimator remembers columns and window for later tables.
+
+    Raises
+    ------
+    ParameterError
+        A name is unknown (the nearest one is suggested), a value is of the wrong kind, or the model has no device.
+    """
+    model = model or next(iter(MODELS))
+    if model not in MODELS:
+        raise ParameterError(
+            f"There is no model {model!r}. Models: {', '.join(MODELS)}.{suggest(model, MODELS)}"
+        )
+    kind = getattr(hawkes, MODELS[model])
+    parameters = inspect.signature(kind.__init__).parameters
+    _check_settings(settings, parameters, model)
+    if device not in (None, "auto", "cpu") and "device" not in parameters:
+        raise ParameterError(
+            f"The model {model!r} runs on the CPU only, but device={device!r} was asked for."
+        )
+    given = {"random_state": seed, "device": device, **_remembered(read or {})}
+    usual = {name: value for name, value in given.items() if name in parameters and value is not None}
+    estimator: PointProcess = kind(**{**usual, **settings})
+    return estimator
+
+
+def _check_settings(
+    settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], model: str
+) -> None:
+    """Refuse names and kinds of values that the constructor does not know."""
+    for name in settings:
+        if name in _ELSEWHERE and name in parameters:
+            raise ParameterError(f"{name!r} is not a setting of a run: use {_ELSEWHERE[name]} instead.")
+    allowed = [name for name in parameters if name not in ("self", *_ELSEWHERE)]
+    check_names(settings, allowed, f"a setting of {model!r}")
+    for name, value in settings.items():
+        words = str(parameters[name].annotation).replace("|", " ").split()
+        kinds = tuple(kind for word in words for kind in _KINDS.get(word, (object,)))
+        is_number_for_truth = isinstance(value, bool) and bool not in kinds and object not in kinds
+        if is_number_for_truth or not isinstance(value, kinds):
+            raise ParameterError(f"{name}={value!r} is of the wrong kind. Allowed: {' or '.join(words)}.")
+
+
+def _remembered(read: Mapping[str, Any]) -> dict[str, Any]:
+    columns = {_COLUMNS[key]: value for key, value in read.items() if key in _COLUMNS}
+    window = read.get("window")
+    return {"columns": columns or None, "window": tuple(window) if isinstance(window, list) else window}
+
+
+def reading(model: PointProcess) -> dict[str, Any]:
+    """Return the reading options that a fitted model remembers.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    """
+    names = {column: key for key, column in _COLUMNS.items()}
+    options = {names[column]: name for column, name in (model.columns or {}).items()}
+    usual = inspect.signature(type(model).__init__).parameters["window"].default
+    return (
+        options
+        if isinstance(model.window, str) and model.window == usual
+        else {**options, "window": model.window}
+    )
+
+
+def settings(model: PointProcess) -> dict[str, Any]:
+    """Return the constructor arguments that :func:`build` takes as ``settings``.
+
+    Parameters
+    ----------
+    model
+        An estimator.
+    """
+    return {name: value for name, value in model.get_params(deep=False).items() if name not in _ELSEWHERE}
+
+
+def fit(
+    model: PointProcess,
+    train: Sequences,
+    valid: Sequences | None = None,
+    *,
+    checkpoint: Path | None = None,
+    observers: Sequence[Observer] = (),
+) -> PointProcess:
+    """Fit an estimator, whether it learns in epochs or at once.
+
+    Parameters
+    ----------
+    model
+        The estimator.
+    train
+        What it learns from.
+    valid
+        What chooses the epoch, unless the model's ``validation`` is None.
+    checkpoint
+        File from which an interrupted fit goes on.
+    observers
+        Told of each epoch.
+    """
+    if not isinstance(model, SAHP):
+        return model.fit(train)
+    held_out = None if model.validation is None else valid
+    return model.fit(train, validation=held_out, checkpoint=checkpoint, observers=observers)
+
+
+def objective(model: PointProcess, X: Sequences) -> float:
+    """Return what tuning maximises: the log-likelihood per event over the whole windows.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    X
+        Held-out data.
+    """
+    return model.score(X)
+
+
+def epoch_objective(model: PointProcess, record: Mapping[str, Any]) -> float:
+    """Return the objective as it stood after an epoch, in the user's time unit.
+
+    Parameters
+    ----------
+    model
+        The estimator being fitted.
+    record
+        The epoch's record, see :class:`seqattn.train.history.History`.
+    """
+    return -float(record["valid_loss"]) - float(np.log(model.scale_))
+
+
+def load_new(model: PointProcess, data: str | Path, split: str, **read: Any) -> Sequences:
+    """Load data for a fitted model, with its types.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    data, split, read
+        As in :func:`load_split`. For a file or folder the reading options replace those that the model remembers.
+
+    Raises
+    ------
+    DataError
+        The data cannot be used, or hold types that the model does not know.
+    """
+    remembered = reading(model) if Path(data).exists() else {}
+    return load_split(
+        data, split, **{"labels": model.labels_, "unknown": model.unknown, **remembered, **read}
+    )
+
+
+def evaluate(model: PointProcess, X: Sequences, **options: Any) -> dict[str, Any]:
+    """Return every metric, with those of the baselines that were fitted beside the model.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    X
+        Held-out data.
+    options
+        Any of ``EVALUATION``.
+
+    Raises
+    ------
+    ParameterError
+        There is no such option, or not with this value.
+    """
+    check_names(options, EVALUATION, "an option of evaluate")
+    return model.evaluate(X, **options)
+
+
+def predict(model: PointProcess, X: Sequences) -> pl.DataFrame:
+    """Return one row per event, each forecast from the events before it.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    X
+        The data.
+    """
+    frame: pl.DataFrame = model.predict(X)
+    return frame
+
+
+def summary_rows(evaluation: Mapping[str, Any], name: str) -> tuple[list[str], list[list[Any]]]:
+    """Return headers and rows of the table on the screen: the model, then its baselines.
+
+    Parameters
+    ----------
+    evaluation
+        What :func:`evaluate` returned.
+    name
+        How the model is called in the table.
+    """
+    return list(_HEADERS), table_rows(evaluation, name)
+
+
+def caption(evaluation: Mapping[str, Any]) -> str:
+    """Return the line above the table: what the figures mean.
+
+    Parameters
+    ----------
+    evaluation
+        What :func:`evaluate` returned.
+    """
+    return (
+        f"Nats per event, convention {evaluation['convention']!r}, window {evaluation['window']!r}, "
+        f"{evaluation['n_events']:,} events; errors of the next gap in the time unit of the data."
+    )
+
+
+def plots(model: PointProcess, X: Sequences, folder: Path) -> list[Path]:
+    """Draw what a person wants to see of a fitted model, and return the files.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    X
+        Data to show it on.
+    folder
+        Where the pictures go.
+
+    Raises
+    ------
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    rows = np.flatnonzero((np.asarray(X.end) > X.start) & (X.lengths > 0))
+    if not len(rows):
+        return []
+    middle = rows[np.abs(X.lengths[rows] - np.median(X.lengths[rows])).argmin()]
+    return [plot_intensity(model, X, int(middle), folder / "intensity.png")]

@@ -1,0 +1,39 @@
+"""Constructor arguments of estimators as JSON values, for files of fitted models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from seqattn.attention import patterns
+from seqattn.attention.patterns import Pattern
+from seqattn.train.artifact import decode_label, encode_label
+
+__all__ = ["decode_parameter", "encode_parameter"]
+
+
+def encode_parameter(value: Any) -> Any:
+    """Return a constructor argument as JSON: names, numbers, labels, mappings and lists of them."""
+    if isinstance(value, Mapping):
+        return {"mapping": {str(name): encode_parameter(item) for name, item in value.items()}}
+    if isinstance(value, list):
+        return {"list": [encode_parameter(item) for item in value]}
+    if isinstance(value, Pattern):
+        return {"pattern": type(value).__name__, "fields": encode_parameter(asdict(value))}
+    if isinstance(value, np.random.RandomState | np.random.Generator):
+        return {"label": encode_label(None)}  # a generator's state is no part of the fitted model
+    return {"label": encode_label(value)}
+
+
+def decode_parameter(value: Mapping[str, Any]) -> Any:
+    """Return the constructor argument that :func:`encode_parameter` wrote."""
+    if "mapping" in value:
+        return {name: decode_parameter(item) for name, item in value["mapping"].items()}
+    if "list" in value:
+        return [decode_parameter(item) for item in value["list"]]
+    if "pattern" in value:
+        return getattr(patterns, value["pattern"])(**decode_parameter(value["fields"]))
+    return decode_label(value["label"])
