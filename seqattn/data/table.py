@@ -1,4 +1,4 @@
-"""Reading tables: files, polars and pandas frames, and whatever speaks a data frame protocol.
+"""Reading tables: files, polars and pandas frames, and whatever speaks the Arrow protocol.
 
 This is the only module that knows pandas. A pandas frame is read column by column through numpy, so that no
 pyarrow is needed.
@@ -284,8 +284,9 @@ def like(frame: pl.DataFrame, source: object) -> Any:
     """
     if not is_pandas(source):
         return frame
-    pandas = sys.modules["pandas"]
-    return pandas.DataFrame({column.name: _to_pandas(column, pandas) for column in frame})
+    import pandas as pd  # is loaded already, or the source could not be a pandas frame
+
+    return pd.DataFrame({column.name: _to_pandas(column, pd) for column in frame})
 
 
 def _to_pandas(column: pl.Series, pandas: Any) -> Any:

@@ -131,6 +131,9 @@ def test_times_are_divided_by_the_scale():
     )
     for name in ("gap", "elapsed", "until"):
         assert torch.equal(getattr(other, name) * 2, getattr(one, name))
+    for name in ("gap", "elapsed", "until"):  # divided before the cast: one rounding, not two
+        exact = (getattr(one, name) / 0.3).to(torch.float32)
+        assert torch.equal(getattr(pack(example(), [4], scale=0.3), name), exact)
     with pytest.raises(ParameterError, match="must be positive"):
         pack(example(), [4], scale=0.0)
 

@@ -80,19 +80,19 @@ def test_spread_times_stay_in_their_cells_and_in_order(seed, n):
         assert np.all(moved[begin:end] <= limit)
 
 
-@given(st.integers(0, 100), st.integers(1, 60))
+@given(st.integers(0, 100), st.integers(1, 60), st.sampled_from([0.5, 3.0]))
 @settings(max_examples=50)
-def test_tied_times_part_and_the_others_stay(seed, n):
+def test_tied_times_part_and_the_others_stay(seed, n, spacing):
     rng = np.random.default_rng(seed)
     offsets = np.array([0, n // 2, n])
     times = np.concatenate([np.sort(rng.integers(0, 10, size)) for size in np.diff(offsets)]).astype(float)
-    moved = spread_ties(times, offsets, np.array([np.inf, np.inf]), 0.5, rng)
+    moved = spread_ties(times, offsets, np.array([np.inf, np.inf]), spacing, rng)
     for begin, end in itertools.pairwise(offsets):
         old, new = times[begin:end], moved[begin:end]
         first = np.diff(old, prepend=-1.0) > 0
         assert np.array_equal(new[first], old[first])
         assert np.all(np.diff(new) > 0)
-        assert np.all((new - old < 0.5) & (new >= old))
+        assert np.all((new - old < spacing) & (new >= old))
 
 
 def on_grid(window="last_event") -> Sequences:
