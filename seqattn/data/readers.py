@@ -35,7 +35,13 @@ class Readers(ABC):
     @classmethod
     @abstractmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a saved folder."""
+        """Open a saved folder.
+
+        Parameters
+        ----------
+        path
+            Folder that ``save`` wrote.
+        """
 
     @abstractmethod
     def _changed(self, **options: Any) -> Self:

@@ -187,7 +187,22 @@ class Sequences(Readers):
         return Clock(self.unit, self.zero, self.time_zone)
 
     def sequence(self, i: int | np.integer) -> tuple[np.ndarray, np.ndarray]:
-        """Return times and type codes of sequence ``i``."""
+        """Return times and type codes of one sequence.
+
+        Parameters
+        ----------
+        i
+            Number of the sequence, from 0; negative ones count from the end.
+
+        Returns
+        -------
+        Times and codes, each of shape (events,).
+
+        Raises
+        ------
+        IndexError
+            There is no such sequence.
+        """
         if not -len(self) <= i < len(self):
             raise IndexError(f"There is no sequence {i}; there are {len(self)}.")
         piece = slice(self.offsets[:-1][i], self.offsets[1:][i])
@@ -195,6 +210,11 @@ class Sequences(Readers):
 
     def label_array(self, codes: Any) -> np.ndarray:
         """Return the labels of type codes as an array of the labels' kind.
+
+        Parameters
+        ----------
+        codes
+            Type codes, from 0.
 
         Examples
         --------
@@ -207,7 +227,15 @@ class Sequences(Readers):
         return table[np.asarray(codes, dtype=np.int64)]
 
     def label_series(self, codes: Any, name: str = "k") -> pl.Series:
-        """Return the labels of type codes as a column."""
+        """Return the labels of type codes as a column.
+
+        Parameters
+        ----------
+        codes
+            Type codes, from 0.
+        name
+            Name of the column.
+        """
         labels = series_of_labels(self.labels)
         if labels.dtype == pl.Object:
             return pl.Series(name, self.label_array(codes).tolist(), dtype=pl.Object)
@@ -232,6 +260,13 @@ class Sequences(Readers):
 
     def time_series(self, values: Any, name: str = "t") -> pl.Series:
         """Return times as a column: dates where the input had dates, else numbers.
+
+        Parameters
+        ----------
+        values
+            Numbers of the time axis.
+        name
+            Name of the column.
 
         Examples
         --------

@@ -26,8 +26,10 @@ from seqattn.hawkes.metrics import EventForecasts, residual_metrics, time_metric
 from seqattn.hawkes.tables import (
     check_levels,
     empty_columns,
+    event_tokens,
     fill,
     float_times,
+    forecast_events,
     forecast_frame,
     last_times,
     present,
@@ -65,8 +67,6 @@ class PointProcess(BaseEstimator):
     def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
         """Yield packed batches with the intensities after each of their tokens, both in model units."""
 
-    # -- reading ------------------------------------------------------------------------------------------------
-
     def _read(self, X: Any, **options: Any) -> Sequences:
         """Return the input as sequences; tables are read with the estimator's columns and window."""
         if isinstance(X, Sequences):
@@ -91,8 +91,6 @@ class PointProcess(BaseEstimator):
     def _read_new(self, X: Any) -> Sequences:
         check_is_fitted(self, "labels_")
         return self._read(X, labels=self.labels_, unknown=self.unknown)
-
-    # -- likelihood ---------------------------------------------------------------------------------------------
 
     def _scores(self, sequences: Sequences, refine: int = 1) -> IntervalScores:
         parts = [
@@ -165,8 +163,6 @@ class PointProcess(BaseEstimator):
         whole = finer.sum()
         return float(np.abs(finer - scores.compensator[scores.scored]).sum() / whole) if whole > 0 else 0.0
 
-    # -- forecasts ----------------------------------------------------------------------------------------------
-
     def predict(self, X: Any, quantiles: Sequence[float] = ()) -> Any:
         """Forecast every event from the events before it, all positions in one pass.
 
@@ -194,7 +190,7 @@ class PointProcess(BaseEstimator):
         columns = empty_columns(sequences.n_events, levels)
         previous = previous_times(sequences)
         for batch, intensity in self._states(sequences):
-            tokens, events = _event_tokens(batch, sequences)
+            tokens, events = event_tokens(batch, sequences)
             answer = next_event(intensity.select(tokens), levels)
             fill(columns, events, answer, previous[events], self.scale_, levels)
             columns["scored"][events] = batch.scored[tokens].numpy()
@@ -275,7 +271,7 @@ class PointProcess(BaseEstimator):
         sequences = self._read_new(X)
         answer = np.empty((sequences.n_events, self.n_types_))
         for batch, intensity in self._states(sequences):
-            tokens, events = _event_tokens(batch, sequences)
+            tokens, events = event_tokens(batch, sequences)
             state = intensity.select(tokens)
             if when == "unknown":
                 answer[events] = next_event(state).type_probability.numpy()
@@ -322,8 +318,6 @@ class PointProcess(BaseEstimator):
                 answer[row] = state.rates(elapsed[:, None])[:, 0].double().numpy() / self.scale_
         return answer
 
-    # -- evaluation ---------------------------------------------------------------------------------------------
-
     def forecasts(self, X: Any, convention: str = "full") -> EventForecasts:
         """Return forecasts of the scored events beside what happened, for metrics of one's own.
 
@@ -345,7 +339,7 @@ class PointProcess(BaseEstimator):
             scores.append(part)
             counted = part.counted(convention) & part.ends
             tokens = torch.from_numpy(np.flatnonzero(counted))
-            chosen.append(_forecast_batch(batch, intensity, tokens, self.scale_))
+            chosen.append(forecast_events(batch, intensity, tokens, self.scale_))
             places.append(np.asarray(sequences.offsets)[part.row[counted]] + part.position[counted])
         order = np.argsort(np.concatenate(places))  # from batches back to the order of the data
         names = [field.name for field in fields(EventForecasts)]
@@ -450,8 +444,6 @@ class PointProcess(BaseEstimator):
         budget = max(256, min(_SCORING_BATCH, _SCORING_CELLS // self.n_types_))
         yield from batches(sequences, budget, scale=self.scale_, dtype=dtype)
 
-    # -- files --------------------------------------------------------------------------------------------------
-
     def save(self, path: str | Path) -> Path:
         """Write the fitted estimator to one safetensors file; open it with :func:`seqattn.load`.
 
@@ -499,35 +491,3 @@ class PointProcess(BaseEstimator):
         for name in set(cls._fitted) - set(metadata["fitted"]):
             setattr(model, name, tensors[name].numpy())
         return model
-
-
-def _forecast_batch(
-    batch: EventBatch, intensity: Intensity, tokens: torch.Tensor, scale: float
-) -> EventForecasts:
-    """Forecast the events that end the intervals after ``tokens``, and compare."""
-    state, until, kind = intensity.select(tokens), batch.until[tokens], batch.target[tokens]
-    answer = next_event(state, observed=until)
-    probability = answer.type_probability
-    best = probability.max(1)
-    own = probability.gather(1, kind[:, None])
-    return EventForecasts(
-        gap=until.double().numpy() * scale,
-        mean=answer.mean.numpy() * scale,
-        median=answer.median.numpy() * scale,
-        crps=answer.crps.numpy() * scale,
-        kind=kind.numpy(),
-        guess=best.indices.numpy(),
-        p_guess=best.values.numpy(),
-        p_kind=own[:, 0].numpy(),
-        squares=(probability**2).sum(1).numpy(),
-        rank=1 + (probability > own).sum(1).numpy(),
-        guess_at_time=state.log_rates(until).argmax(1).numpy(),
-    )
-
-
-def _event_tokens(batch: EventBatch, sequences: Sequences) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Return the tokens that are followed by an event, and those events' places in the flat columns."""
-    tokens = (batch.target >= 0).nonzero()[:, 0]
-    counts = (batch.offsets[1:] - batch.offsets[:-1]).long()
-    rows = torch.repeat_interleave(batch.rows, counts)[tokens].numpy()
-    return tokens, np.asarray(sequences.offsets[:-1])[rows] + batch.position[tokens].numpy()

@@ -194,14 +194,17 @@ class _DecayIntegral(torch.autograd.Function):
         )
 
 
-def _integrate(m: Tensor, a: Tensor, rate: Tensor, elapsed: Tensor, nodes: int, gradients: bool) -> list[Tensor]:
+def _integrate(
+    m: Tensor, a: Tensor, rate: Tensor, elapsed: Tensor, nodes: int, gradients: bool
+) -> list[Tensor]:
     """Return the integral per type and, if wanted, its derivatives by m, a and the rate."""
     span = rate * elapsed[:, None]
     sums = _near_part(m, a, span.clamp(max=_CUT), nodes, gradients)
     beyond = (span > _CUT).view(-1).nonzero()[:, 0]
     if len(beyond):  # a few per cent of the pairs as a rule: the far part is computed for these only
-        pieces = (values.reshape(-1)[beyond] for values in (m, a, span))
-        for whole, part in zip(sums, _far_part(*pieces, max(2, nodes // 2), gradients), strict=True):
+        far = [values.reshape(-1)[beyond] for values in (m, a, span)]
+        parts = _far_part(far[0], far[1], far[2], max(2, nodes // 2), gradients)
+        for whole, part in zip(sums, parts, strict=True):
             whole.view(-1).index_add_(0, beyond, part)
     # Up to here time is counted in units of 1 / rate.
     sums[0].div_(rate)

@@ -1,4 +1,4 @@
-"""Forecasts as tables: times on the user's clock, ids and labels as the user gave them."""
+"""Forecasts beside the events they are for: on the user's clock, with ids and labels as the user gave them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
+from seqattn.data.batches import EventBatch
 from seqattn.data.clock import to_numbers
 from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError, ParameterError
-from seqattn.hawkes.forecast import NextEvent
+from seqattn.hawkes.forecast import NextEvent, next_event
+from seqattn.hawkes.intensity import Intensity
+from seqattn.hawkes.metrics import EventForecasts
 
 
 def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
@@ -98,3 +102,35 @@ def forecast_frame(
         else:
             series.append(pl.Series(name, values))
     return sequences.id_columns(rows).with_columns(series)
+
+
+def forecast_events(
+    batch: EventBatch, intensity: Intensity, tokens: torch.Tensor, scale: float
+) -> EventForecasts:
+    """Forecast the events that end the intervals after ``tokens``, and compare."""
+    state, until, kind = intensity.select(tokens), batch.until[tokens], batch.target[tokens]
+    answer = next_event(state, observed=until)
+    probability = answer.type_probability
+    best = probability.max(1)
+    own = probability.gather(1, kind[:, None])
+    return EventForecasts(
+        gap=until.double().numpy() * scale,
+        mean=answer.mean.numpy() * scale,
+        median=answer.median.numpy() * scale,
+        crps=answer.crps.numpy() * scale,
+        kind=kind.numpy(),
+        guess=best.indices.numpy(),
+        p_guess=best.values.numpy(),
+        p_kind=own[:, 0].numpy(),
+        squares=(probability**2).sum(1).numpy(),
+        rank=1 + (probability > own).sum(1).numpy(),
+        guess_at_time=state.log_rates(until).argmax(1).numpy(),
+    )
+
+
+def event_tokens(batch: EventBatch, sequences: Sequences) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Return the tokens that are followed by an event, and those events' places in the flat columns."""
+    tokens = (batch.target >= 0).nonzero()[:, 0]
+    counts = (batch.offsets[1:] - batch.offsets[:-1]).long()
+    rows = torch.repeat_interleave(batch.rows, counts)[tokens].numpy()
+    return tokens, np.asarray(sequences.offsets[:-1])[rows] + batch.position[tokens].numpy()
