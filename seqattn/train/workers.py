@@ -1,0 +1,137 @@
+"""Processes that work at the same time: started, told to stop, and recognised when they are gone."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+__all__ = ["become_worker", "is_alive", "is_orphan", "myself", "run_processes"]
+
+# Another host's processes cannot be looked at; they are given up when they were silent for this long, in seconds.
+_SILENCE = 1800.0
+# Seconds in which a worker gives back what it has in hand.
+_PATIENCE = 20.0
+
+
+def myself() -> dict[str, Any]:
+    """Return what tells this process from every other one, as JSON values."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def is_alive(process: dict[str, Any], seen: float) -> bool:
+    """Return whether a process may still be at work.
+
+    Parameters
+    ----------
+    process
+        What :func:`myself` returned there.
+    seen
+        When it was last heard of, in seconds since 1970. Counts only for processes of other hosts.
+    """
+    if process["host"] != socket.gethostname():
+        return time.time() - seen < _SILENCE
+    born = _born(process["pid"])
+    return born is not None and born == process["born"]
+
+
+def _born(pid: int) -> str | None:
+    """Return what tells a process from a later one with its number; None if it is gone."""
+    if Path("/proc/self/stat").exists():
+        try:
+            words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return None if words[0] in "ZX" else words[19]
+    if os.name != "posix":  # there a signal, even 0, would end the process
+        return "unknown" if pid == os.getpid() else None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+def is_orphan() -> bool:
+    """Return whether this is a worker and the process that started it is gone."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+def run_processes(work: Callable[..., None], arguments: tuple[Any, ...], count: int) -> list[int | None]:
+    """Run a function in several fresh processes, and wait for them.
+
+    Ctrl-C reaches only this process, which asks the others to stop and waits until they have.
+
+    Parameters
+    ----------
+    work
+        A function of a module; it calls :func:`become_worker` first.
+    arguments
+        What it is called with.
+    count
+        Number of processes.
+
+    Returns
+    -------
+    Exit codes.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=arguments) for _ in range(count)]
+    try:
+        with _deaf():
+            for process in processes:
+                process.start()
+        for process in processes:
+            process.join()
+    finally:
+        _stop([process for process in processes if process.is_alive()])
+    return [process.exitcode for process in processes]
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore Ctrl-C, and let processes that are started meanwhile inherit that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop(processes: list[Any]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def become_worker() -> None:
+    """Make this process a worker: one thread, no warnings, and KeyboardInterrupt when it is told to stop."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the first process has given those that concern the data
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
