@@ -56,7 +56,6 @@ class Dense(Pattern):
     name = "dense"
 
     def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """Return true everywhere."""
         return (i == i) & (j == j)
 
 

@@ -113,10 +113,18 @@ def run_rectangles(problem: Problem, solve: Callable[[Block], Solved], kernel: s
     kernel
         Name for ``stats``.
     """
-    if 0 in problem.q.shape or 0 in problem.k.shape or (problem.layout and not problem.plan().buckets):
+    if is_empty(problem):
         return empty_attention(problem, kernel)
-    run = _run_padded if problem.layout is None else _run_packed
-    return run(problem, solve, kernel)
+    if problem.layout is None:
+        return _run_padded(problem, solve, kernel)
+    return join(problem, [solve(block) for block in packed_blocks(problem)], kernel)
+
+
+def is_empty(problem: Problem) -> bool:
+    """Return whether no query sees any key."""
+    if problem.layout is None:
+        return 0 in problem.q.shape or 0 in problem.k.shape
+    return not problem.plan().buckets
 
 
 def before(lengths: Tensor, size: int) -> Bool[Tensor, "rows 1 places"]:
@@ -141,34 +149,38 @@ def _run_padded(problem: Problem, solve: Callable[[Block], Solved], kernel: str)
     if live is None:
         return Attention(solved.output, solved.weights, solved.lse, {"kernel": kernel})
     return Attention(
-        _fill(solved.output, ~live[..., None], 0),
-        _fill(solved.weights, ~live[..., None], 0),
+        _fill(solved.output, ~live[..., None], 0.0),
+        _fill(solved.weights, ~live[..., None], 0.0),
         _fill(solved.lse, ~live, -torch.inf),
         {"kernel": kernel},
     )
 
 
-def _run_packed(problem: Problem, solve: Callable[[Block], Solved], kernel: str) -> Attention:
+def packed_blocks(problem: Problem) -> list[Block]:
+    """Return the rectangles of a packed call."""
     plan = problem.plan()
     buckets = plan.buckets
-    q = _cut(problem.q, plan.query, buckets, 0)
-    k, v = (_cut(x, plan.key, buckets, 1) for x in (problem.k, problem.v))
+    q = cut(problem.q, plan.query, buckets, 0)
+    k, v = (cut(x, plan.key, buckets, 1) for x in (problem.k, problem.v))
     bias: list[Tensor | None] = [None] * len(buckets)
     if problem.bias is not None:
-        bias = [x.squeeze(-1) for x in _cut(problem.bias.values[..., None], plan.key, buckets, 1)]
-    parts = []
-    for place, bucket in enumerate(buckets):
-        lengths = (bucket.query_lengths, bucket.key_lengths, None)
-        parts.append(
-            solve(_block(problem, q[place], k[place], v[place], bias[place], lengths, bucket.aligned, bucket))
-        )
+        bias = [x.squeeze(-1) for x in cut(problem.bias.values[..., None], plan.key, buckets, 1)]
+    return [
+        _block(problem, *tensors, (bucket.query_lengths, bucket.key_lengths, None), bucket.aligned, bucket)
+        for *tensors, bucket in zip(q, k, v, bias, buckets, strict=True)
+    ]
+
+
+def join(problem: Problem, parts: list[Solved], kernel: str) -> Attention:
+    """Return the result of a packed call from those of its rectangles."""
+    side = problem.plan().query
     lse = weights = None
     if parts[0].lse is not None:
-        lse = _join([part.lse[..., None] for part in parts if part.lse is not None], plan.query).squeeze(-1)
-        lse = lse if plan.query.unused is None else lse.index_fill(0, plan.query.unused, -torch.inf)
+        lse = join_rows([part.lse[..., None] for part in parts if part.lse is not None], side).squeeze(-1)
+        lse = lse if side.unused is None else lse.index_fill(0, side.unused, -torch.inf)
     if parts[0].weights is not None:
         weights = _weights(problem, [part.weights for part in parts])
-    return Attention(_join([part.output for part in parts], plan.query), weights, lse, {"kernel": kernel})
+    return Attention(join_rows([part.output for part in parts], side), weights, lse, {"kernel": kernel})
 
 
 def _block(
@@ -199,9 +211,11 @@ def _block(
     )
 
 
-def _cut(rows: Tensor, side: Side, buckets: tuple[Bucket, ...], which: int) -> list[Tensor]:
-    """Return the rectangles ``[rows, heads, length, dim]`` of a packed tensor."""
-    slots = to_slots(rows, side)
+def cut(
+    rows: Tensor, side: Side, buckets: tuple[Bucket, ...], which: int, blank: bool = False
+) -> list[Tensor]:
+    """Return the rectangles ``[rows, heads, length, dim]`` of a packed tensor, ``which`` 0 for queries, 1 for keys."""
+    slots = to_slots(rows, side, blank)
     shapes = [(bucket.rows, (bucket.queries, bucket.keys)[which]) for bucket in buckets]
     parts = slots.split([count * length for count, length in shapes]) if len(shapes) > 1 else (slots,)
     return [
@@ -210,7 +224,7 @@ def _cut(rows: Tensor, side: Side, buckets: tuple[Bucket, ...], which: int) -> l
     ]
 
 
-def _join(parts: list[Tensor], side: Side) -> Tensor:
+def join_rows(parts: list[Tensor], side: Side) -> Tensor:
     """Return the packed tensor of rectangles ``[rows, heads, length, dim]``."""
     slots = [part.transpose(1, 2).flatten(0, 1) for part in parts]
     return to_tokens(slots[0] if len(slots) == 1 else torch.cat(slots), side)

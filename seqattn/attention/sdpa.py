@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
-from seqattn.attention.rectangles import Block, Solved, run_rectangles, statistic_dtype
+from seqattn.attention.rectangles import (
+    Block,
+    Solved,
+    cut,
+    empty_attention,
+    is_empty,
+    join,
+    join_rows,
+    packed_blocks,
+    run_rectangles,
+    statistic_dtype,
+)
 
 # Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32.
 CALL_US = (40.0, 130.0)
@@ -55,62 +70,140 @@ class Fused(Kernel):
 
     def run(self, problem: Problem) -> Attention:
         """Compute one fused call per rectangle."""
-        return run_rectangles(problem, _solve, self.name)
+        if is_empty(problem):
+            return empty_attention(problem, self.name)
+        lowered = _lowered(problem)
+        if lowered.layout is not None and lowered.q.device.type == "cpu":
+            output, lse = _Packed.apply(lowered.q, lowered.k, lowered.v, lowered)
+            result = Attention(output, None, lse if problem.need == "lse" else None, {"kernel": self.name})
+        else:
+            result = run_rectangles(lowered, _solve, self.name)
+        return result if lowered is problem else _raised(result, problem)
+
+
+def _lowered(problem: Problem) -> Problem:
+    """Return the same call in the form that the fused kernel takes: equal heads, equal widths, no bias.
+
+    Bias and hidden keys become one feature: 1 in the query, bias / scale in the key. The values get a feature too,
+    1 for keys that are not hidden: where the output of it is 0, the row sees no key.
+    """
+    q, k, v = problem.q, problem.k, problem.v
+    featured = _needs_feature(problem)
+    if not featured and k.shape[1] == q.shape[1] and v.shape[-1] == q.shape[-1]:
+        return problem
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if featured:
+        # In half precision the bias would lose its digits.
+        q, k, v = (x.to(statistic_dtype(x)) for x in (q, k, v))
+        feature, shown = _feature(problem, k)
+        q = torch.cat([q, q.new_ones(*q.shape[:-1], 1)], -1)
+        k, v = torch.cat([k, feature], -1), torch.cat([v, shown], -1)
+    width = max(q.shape[-1], v.shape[-1])
+    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    if featured:
+        return replace(problem, q=q, k=k, v=v, bias=None, key_mask=None)
+    return replace(problem, q=q, k=k, v=v)
+
+
+def _needs_feature(problem: Problem) -> bool:
+    """Return whether something is hidden or added per key that no mask should carry.
+
+    A mask beside the causal flag is an error on some devices, and a mask instead of the flag takes quadratic memory.
+    """
+    triangular = problem.causal and problem.aligned and problem.queries > 1
+    return problem.bias is not None or (problem.key_mask is not None and triangular)
+
+
+def _feature(problem: Problem, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the feature of the keys and that of the values."""
+    size = (*k.shape[:-1], 1)
+    feature = torch.zeros(1, dtype=k.dtype, device=k.device)
+    hidden = torch.zeros(1, dtype=torch.bool, device=k.device)
+    if problem.bias is not None:
+        values = problem.bias.values[..., None]
+        hidden = values.detach().isneginf()
+        feature = values.masked_fill(hidden, 0).to(k.dtype) / problem.scale
+    if problem.key_mask is not None:
+        hidden = hidden | ~problem.key_mask[:, None, :, None]
+    return feature.masked_fill(hidden, HIDDEN).expand(size), (~hidden).to(k.dtype).expand(size)
+
+
+def _raised(result: Attention, problem: Problem) -> Attention:
+    """Return the result of a lowered call in the form of the call itself."""
+    width = problem.v.shape[-1]
+    output, lse = result.output[..., :width], result.lse
+    if _needs_feature(problem):
+        blind = result.output.detach()[..., width] < 0.5
+        output = output.masked_fill(blind[..., None], 0)
+        lse = None if lse is None else lse.masked_fill(blind, -torch.inf)
+    return Attention(output.to(problem.q.dtype), None, lse, result.stats)
 
 
 def _solve(block: Block) -> Solved:
-    dtype, width = block.q.dtype, block.v.shape[-1]
-    if block.is_triangular:
-        keys = block.visible_keys()
-        mask, sees = None, None if keys is None else keys.cumsum(-1) > 0
-    else:
-        keys = None
-        mask, sees = block.mask()
-    q, k, v = _with_feature(block, keys)
-    if mask is not None:
-        mask = mask.to(q.dtype)
-    output, lse = _call(*_equal_widths(q, k, v), mask, block)
-    if output.shape[-1] != width:
-        output = output[..., :width]
+    output, lse, _, sees = _call(block)
     if sees is not None:
         output = output.masked_fill(~sees[..., None], 0)
         lse = None if lse is None else lse.masked_fill(~sees, -torch.inf)
-    return Solved(output.to(dtype), lse if block.need == "lse" else None)
+    return Solved(output, lse)
 
 
-def _with_feature(block: Block, keys: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k, v, with bias and hidden keys as one feature: 1 in the query, bias / scale in the key."""
-    q, k, v = block.q, block.k, block.v
-    if block.bias is None and keys is None:
-        return q, k, v
-    # In half precision the bias would lose its digits.
-    q, k, v = (x.to(statistic_dtype(x)) for x in (q, k, v))
-    if block.bias is None:
-        feature = torch.zeros(1, 1, k.shape[2], dtype=k.dtype, device=k.device)
-    else:
-        feature = block.bias.masked_fill(block.bias.isneginf(), 0).to(k.dtype) / block.scale
-    if keys is not None:
-        feature = feature.masked_fill(~keys, HIDDEN)
-    feature = feature.expand(k.shape[0], k.shape[1], -1)[..., None]
-    return torch.cat([q, q.new_ones(*q.shape[:-1], 1)], -1), torch.cat([k, feature], -1), v
+def _call(block: Block) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Run the fused call; return output, lse, mask and which rows see a key.
 
-
-def _equal_widths(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k, v, the narrower ones filled up with zeros: unequal widths leave the fused path."""
-    width = max(q.shape[-1], v.shape[-1])
-    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # type: ignore[return-value]
-
-
-def _call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block: Block) -> tuple[Tensor, Tensor | None]:
-    """Run the fused call. On the CPU it is named, because the general one falls back to the unfused path silently."""
+    On the CPU the kernel is named, because the general call falls back to the unfused path silently.
+    """
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (block.q, block.k, block.v))
+    mask, sees = (None, None) if block.is_triangular else block.mask()
     if q.device.type == "cpu":
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, lse = fused(q, k, v, 0.0, block.is_triangular, attn_mask=mask, scale=block.scale)
-        return output, lse
+        return output, lse, mask, sees
     if mask is not None:
         mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     output = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=block.is_triangular, scale=block.scale
     )
-    return output, None
+    return output, None, mask, sees
+
+
+class _Packed(torch.autograd.Function):
+    """All rectangles of a packed call as one step of the gradient graph: a third of the overhead of many steps."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None]:
+        kept: list[Tensor | None] = []
+        parts = []
+        blocks = packed_blocks(problem)
+        for block in blocks:
+            output, lse, mask, sees = _call(block)
+            kept += [block.q, block.k, block.v, output, lse, mask, sees]
+            if sees is not None:
+                output = output.masked_fill(~sees[..., None], 0)
+                lse = None if lse is None else lse.masked_fill(~sees, -torch.inf)
+            parts.append(Solved(output, lse if problem.need == "lse" else None))
+        ctx.save_for_backward(*kept)
+        ctx.plan, ctx.scale = problem.plan(), problem.scale
+        ctx.triangular = [block.is_triangular for block in blocks]
+        result = join(problem, parts, "")
+        if result.lse is not None:
+            ctx.mark_non_differentiable(result.lse)
+        return result.output, result.lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        plan, kept = ctx.plan, ctx.saved_tensors
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        parts = []
+        for place, grad in enumerate(cut(grads[0], plan.query, plan.buckets, 0, blank=True)):
+            q, k, v, output, lse, mask, sees = kept[7 * place : 7 * place + 7]
+            if sees is not None:
+                grad = grad.masked_fill(~sees[..., None], 0)
+            triangular = ctx.triangular[place]
+            parts.append(fused(grad, q, k, v, output, lse, 0.0, triangular, attn_mask=mask, scale=ctx.scale))
+        sides = (plan.query, plan.key, plan.key)
+        return *(
+            join_rows(list(part), side) for part, side in zip(zip(*parts, strict=True), sides, strict=True)
+        ), None

@@ -1,0 +1,65 @@
+"""The ways in which one ragged batch can be handed to ``attend``."""
+
+from __future__ import annotations
+
+import torch
+
+from seqattn.attention import KeyBias, Layout, attend
+
+LAYOUTS = ("packed", "padded")
+
+
+def call(batch, layout, fill=0.0, **arguments):
+    """Return the result of ``attend`` for a batch, in a packed or padded layout."""
+    return attend(**inputs(batch, layout, fill), **arguments)
+
+
+def inputs(batch, layout, fill=0.0):
+    """Return the arguments for a batch; padding holds ``fill``."""
+    if layout == "packed":
+        values = {name: batch.packed(name) for name in "qkv"}
+        values["layout"] = Layout.of(batch.queries)
+        if batch.keys is not None:
+            values["key_layout"] = Layout.of(batch.keys)
+        if batch.bias_heads:
+            values["bias"] = KeyBias(batch.packed("bias")[..., 0])
+        return values
+    values = {name: batch.padded(name, fill) for name in "qkv"}
+    values["lengths"] = torch.tensor(batch.queries, dtype=torch.int64)
+    if batch.keys is not None:
+        values["key_lengths"] = torch.tensor(batch.keys, dtype=torch.int32)
+    if batch.bias_heads:
+        values["bias"] = KeyBias(batch.padded("bias", fill)[..., 0])
+    return values
+
+
+def sequences(batch, layout, values):
+    """Return a result, ``[tokens, heads, ...]`` or ``[batch, heads, length, ...]``, as one tensor per sequence."""
+    if layout == "packed":
+        return [part.transpose(0, 1) for part in values.split(batch.queries)]
+    return [values[b, :, :n] for b, n in enumerate(batch.queries)]
+
+
+def gradients(batch, parts, seed=5):
+    """Return the gradients of all leaves for one fixed direction of the outputs."""
+    draw = torch.Generator().manual_seed(seed)
+    total = sum(
+        (part.double() * torch.randn(part.shape, generator=draw, dtype=torch.float64)).sum() for part in parts
+    )
+    leaves = batch.all_leaves()
+    if not leaves:
+        return []
+    grads = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)
+    ]
+
+
+def largest_error(found, wanted):
+    """Return the largest difference over two lists of tensors; nothing to compare gives 0."""
+    errors = [
+        (a.detach().double() - b.detach().double()).abs().max().item()
+        for a, b in zip(found, wanted, strict=True)
+        if b.numel()
+    ]
+    return max(errors, default=0.0)

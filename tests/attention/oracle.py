@@ -1,0 +1,115 @@
+"""Attention as the definition reads, one row after the other, and ragged batches to compare it with.
+
+Nothing here is shared with the kernels: what a query may see is written down again, one pair at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+# Who sees whom, apart from causality and holes. A new pattern is tested by being named here.
+VISIBLE = {"dense": lambda i, j: True}
+
+
+def one_row(q, k, v, bias, visible, scale):
+    """Return output and log-sum of one query ``[dim]``; ``visible`` lists the keys it sees."""
+    if not visible:
+        return torch.zeros_like(v[:1]).sum(0), torch.tensor(-torch.inf, dtype=q.dtype)
+    scores = torch.stack([(q * k[j]).sum() * scale + bias[j] for j in visible])
+    top = max(float(score) for score in scores.detach())
+    if top == -torch.inf:
+        return torch.zeros_like(v[:1]).sum(0), torch.tensor(-torch.inf, dtype=q.dtype)
+    powers = torch.exp(scores - top)
+    return sum(p * v[j] for p, j in zip(powers, visible, strict=True)) / powers.sum(), top + torch.log(
+        powers.sum()
+    )
+
+
+def one_sequence(q, k, v, bias, sees, scale):
+    """Return output ``[heads, queries, value_dim]`` and log-sums ``[heads, queries]`` of one sequence."""
+    heads, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    output = q.new_zeros(heads, queries, v.shape[-1])
+    lse = q.new_full((heads, queries), -torch.inf)
+    for h in range(heads):
+        shared = h * k.shape[0] // heads
+        for i in range(queries):
+            seen = [j for j in range(keys) if sees(i, j)]
+            output[h, i], lse[h, i] = one_row(
+                q[h, i], k[shared], v[shared], bias[h % bias.shape[0]], seen, scale
+            )
+    return output, lse
+
+
+@dataclass
+class Ragged:
+    """Sequences of given lengths, each with its own leaf tensors ``[heads, length, dim]``."""
+
+    queries: list[int]
+    keys: list[int] | None = None
+    heads: int = 2
+    key_heads: int = 2
+    dim: int = 7
+    value_dim: int = 7
+    bias_heads: int = 0
+    seed: int = 0
+    dtype: torch.dtype = torch.float64
+    leaves: dict = field(init=False)
+
+    def __post_init__(self):
+        draw = torch.Generator().manual_seed(self.seed)
+        keys = self.queries if self.keys is None else self.keys
+
+        def normal(heads, lengths, dim):
+            return [
+                torch.randn(heads, n, dim, generator=draw, dtype=torch.float64)
+                .to(self.dtype)
+                .requires_grad_()
+                for n in lengths
+            ]
+
+        self.leaves = {
+            "q": normal(self.heads, self.queries, self.dim),
+            "k": normal(self.key_heads, keys, self.dim),
+            "v": normal(self.key_heads, keys, self.value_dim),
+        }
+        if self.bias_heads:
+            self.leaves["bias"] = normal(self.bias_heads, keys, 1)
+
+    @property
+    def key_lengths(self):
+        return self.queries if self.keys is None else self.keys
+
+    def all_leaves(self):
+        return [leaf for leaves in self.leaves.values() for leaf in leaves]
+
+    def packed(self, name):
+        parts = [leaf.transpose(0, 1) for leaf in self.leaves[name]]
+        width = {"q": self.dim, "k": self.dim, "v": self.value_dim, "bias": 1}[name]
+        heads = {"q": self.heads, "bias": self.bias_heads}.get(name, self.key_heads)
+        return torch.cat([*parts, torch.zeros(0, heads, width, dtype=self.dtype)])
+
+    def padded(self, name, fill=0.0):
+        lengths = self.queries if name == "q" else self.key_lengths
+        width = {"q": self.dim, "k": self.dim, "v": self.value_dim, "bias": 1}[name]
+        heads = {"q": self.heads, "bias": self.bias_heads}.get(name, self.key_heads)
+        wide = torch.full((len(lengths), heads, max(lengths, default=0), width), fill, dtype=self.dtype)
+        for b, leaf in enumerate(self.leaves[name]):
+            wide[b, :, : leaf.shape[1]] = leaf
+        return wide
+
+    def expected(self, causal=False, pattern="dense", holes=None, scale=None):
+        """Return what each sequence's output and log-sums must be."""
+        scale = self.dim**-0.5 if scale is None else scale
+        results = []
+        for b, (n, m) in enumerate(zip(self.queries, self.key_lengths, strict=True)):
+
+            def sees(i, j, b=b, n=n, m=m):
+                allowed = not causal or j <= m - n + i
+                return allowed and VISIBLE[pattern](i, j) and (holes is None or bool(holes[b][j]))
+
+            q, k, v = (self.leaves[name][b].double() for name in "qkv")
+            bias = self.leaves["bias"][b].double()[..., 0] if self.bias_heads else q.new_zeros(1, m)
+            results.append(one_sequence(q, k, v, bias, sees, scale))
+        return results
