@@ -64,27 +64,7 @@ def number(value: Any, digits: int = 4) -> str:
     >>> [number(value) for value in (0.123456, -123456.7, 1e-12, 12, None, True, "SAHP")]
     ['0.1235', '-123,457', '1.000e-12', '12', '-', 'yes', 'SAHP']
     """
-    return _column([value], digits)[0]
-
-
-def _column(values: Sequence[Any], digits: int) -> list[str]:
-    """Return values as texts, the numbers among them with equal decimals if their sizes allow that."""
-    values = [value.item() if isinstance(value, np.generic) else value for value in values]
-    sizes = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value) and value]
-    exponents = [math.floor(math.log10(size)) for size in sizes]
-    if (
-        not exponents
-        or max(exponents) - min(exponents) >= digits
-        or not -4 <= min(exponents) <= max(exponents) <= 8
-    ):
-        return [_text(value, digits) for value in values]
-    decimals = max(0, digits - 1 - max(*exponents, -1))
-    return [
-        f"{value:,.{decimals}f}" if isinstance(value, float) else _text(value, digits) for value in values
-    ]
-
-
-def _text(value: Any, digits: int) -> str:
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool):
@@ -93,12 +73,26 @@ def _text(value: Any, digits: int) -> str:
         return f"{value:,}"
     if not isinstance(value, float):
         return str(value)
-    size = abs(value)
-    return (
-        f"{value:.{digits}g}"
-        if size == 0 or 1e-4 <= size < 1e9 or math.isinf(size)
-        else f"{value:.{digits - 1}e}"
-    )
+    if 10.0**digits <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if value == 0 or 1e-4 <= abs(value) < 1e9 else f"{value:.{digits - 1}e}"
+
+
+def _column(values: Sequence[Any], digits: int) -> list[str]:
+    """Return values as texts, the numbers among them with equal decimals if their sizes allow that."""
+    sizes = [
+        abs(float(value)) for value in values if isinstance(value, float) and math.isfinite(value) and value
+    ]
+    exponents = [math.floor(math.log10(size)) for size in sizes]
+    if not exponents or min(exponents) < -4 or max(exponents) >= digits:
+        return [number(value, digits) for value in values]
+    decimals = digits - max(*exponents, 0)
+    return [
+        f"{value:.{decimals}f}"
+        if isinstance(value, float) and math.isfinite(value)
+        else number(value, digits)
+        for value in values
+    ]
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 4) -> str:
@@ -116,10 +110,10 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 4
     Examples
     --------
     >>> print(table(["model", "value"], [["SAHP", 0.25], ["poisson", -1.5]]))
-    model     value
-    -------  ------
-    SAHP      0.250
-    poisson  -1.500
+    model      value
+    -------  -------
+    SAHP      0.2500
+    poisson  -1.5000
     """
     rows = [list(row) for row in rows]
     columns = []
@@ -227,21 +221,23 @@ def plot_trials(trials: Sequence[Mapping[str, Any]], path: str | Path, objective
         matplotlib is not installed.
     """
     figure, axes = _figure()
+    complete = [trial["value"] for trial in trials if trial["state"] == "complete"] or [0.0]
+    # A setting that fails badly must not squeeze all others into one line: it is drawn at the lower edge.
+    low, high = float(np.quantile(complete, 0.25)), max(complete)
+    floor = low - 1.5 * (high - low) if high > low else min(complete)
     for state, mark, color in (("complete", "o", "C0"), ("pruned", "x", "0.6")):
         chosen = [trial for trial in trials if trial["state"] == state and trial["value"] is not None]
         numbers, values = [trial["number"] for trial in chosen], [trial["value"] for trial in chosen]
-        axes.plot(numbers, values, mark, color=color, label=f"{state} ({len(chosen)})")
+        axes.plot(numbers, np.maximum(values, floor), mark, color=color, label=f"{state} ({len(chosen)})")
         if state == "complete" and chosen:
-            axes.step(numbers, np.maximum.accumulate(values), where="post", color="C1", label="best so far")
-            # A setting that fails badly must not squeeze all others into one line.
-            low, high = float(np.quantile(values, 0.25)), max(values)
-            axes.set_ylim(bottom=low - (high - low) if high > low else None)
-    for trial in trials:
-        if trial["name"] and trial["value"] is not None:
-            axes.annotate(f" {trial['name']}", (trial["number"], trial["value"]), annotation_clip=True)
+            best = np.maximum(np.maximum.accumulate(values), floor)
+            axes.step(numbers, best, where="post", color="C1", label="best so far")
+    for trial in (trial for trial in trials if trial["value"] is not None):
+        below = f"{number(trial['value'], 3)} ↓" if trial["value"] < floor else ""
+        axes.annotate(f" {trial['name'] or ''} {below}", (trial["number"], max(trial["value"], floor)))
     axes.set_xlabel("trial")
     axes.set_ylabel(objective)
-    axes.legend(loc="lower right")
+    axes.legend()
     figure.savefig(Path(path), dpi=120)
     return Path(path)
 

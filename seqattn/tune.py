@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,8 +27,8 @@ from seqattn.data.catalog import resource
 from seqattn.errors import ArtifactError, MissingDependencyError, ParameterError, SeqattnError, SeqattnWarning
 from seqattn.train.config import json_ready, short_name
 from seqattn.train.folder import make_folder, mend_lines
-from seqattn.train.search import Outcome, Plan, Space, refit, storage_place
-from seqattn.train.workers import become_worker, is_alive, is_orphan, myself, run_processes
+from seqattn.train.search import Outcome, Plan, Space, refit, starting_points, storage_place
+from seqattn.train.workers import become_worker, is_alive, is_orphan, myself, run_processes, undisturbed
 
 __all__ = ["tune"]
 
@@ -72,7 +71,7 @@ def tune(plan: Plan, workers: int = 1) -> Outcome:
     plan = _settled(plan, workers)
     with _silent_optuna():
         parts = _parts(plan)
-        starts = _starts(plan)
+        starts = starting_points(seqattn.task(plan.task), plan)
         make_folder(plan.output)
         desk = _Desk(plan)
         desk.prepare({role: X.digest() for role, X in parts.items() if role != "test"}, starts)
@@ -116,39 +115,14 @@ def _silent_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    kinds = {"float": FloatDistribution, "int": IntDistribution, "choice": CategoricalDistribution}
-    made = {}
+def _draw(trial: optuna.Trial, space: Space) -> None:
+    """Draw the searched settings of a trial; one that was begun before keeps its own."""
     for name, rule in space.rules.items():
-        try:
-            made[name] = kinds[rule["type"]](**{key: value for key, value in rule.items() if key != "type"})
-        except (TypeError, ValueError) as error:
-            raise ParameterError(f"The searched setting {name!r} is not understood: {error}") from error
-    return made
-
-
-def _starts(plan: Plan) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the searched and the further settings of each starting point, after trying to build all."""
-    space, distributions = plan.space, _distributions(plan.space)
-    usual = seqattn.task(plan.task).settings(_build(plan, space.trial))
-    _build(plan, space.refit)
-    starts = {}
-    for name, settings in space.starts.items():
-        free = {key: value for key, value in settings.items() if key not in space.fixed}
-        params = {key: free.get(key, usual.get(key)) for key in distributions}
-        extra = {key: value for key, value in free.items() if key not in distributions}
-        _build(plan, space.trial, params, extra)
-        for key, value in params.items():
-            try:
-                inside = distributions[key]._contains(distributions[key].to_internal_repr(value))
-            except ValueError:
-                inside = False
-            if not inside:
-                raise ParameterError(
-                    f"The starting point {name!r} has {key}={value!r}, outside of {space.rules[key]}."
-                )
-        starts[name] = (params, extra)
-    return starts
+        if rule["type"] == "choice":
+            trial.suggest_categorical(name, rule["choices"])
+        else:
+            draw = trial.suggest_int if rule["type"] == "int" else trial.suggest_float
+            draw(name, rule["low"], rule["high"], log=rule.get("log", False))
 
 
 def _open(place: str) -> optuna.storages.BaseStorage:
@@ -183,12 +157,14 @@ def _open_database(url: str) -> optuna.storages.BaseStorage:
 
 @contextlib.contextmanager
 def _held(lock: JournalFileOpenLock) -> Iterator[None]:
-    lock.acquire()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(RuntimeError):  # it took so long that another process took it over
-            lock.release()
+    """Hold a lock, and put interruptions off until it is released."""
+    with undisturbed():
+        lock.acquire()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(RuntimeError):  # it took so long that another process took it over
+                lock.release()
 
 
 class _Desk:
@@ -209,7 +185,8 @@ class _Desk:
         self.lock = JournalFileOpenLock(f"{near}.claims", grace_period=_LOCK_GRACE)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states or None)
+        with undisturbed():
+            return self.study.get_trials(deepcopy=False, states=states or None)
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have ended, in the order in which they did."""
@@ -257,13 +234,15 @@ class _Desk:
             # A seed per trial: a study that was interrupted goes on with the draws that it would have had.
             draws = int(np.random.SeedSequence([plan.seed, number]).generate_state(1)[0])
             self.study.sampler = optuna.samplers.TPESampler(seed=draws)
-            trial = self.study.ask(_distributions(plan.space))
+            trial = self.study.ask()
             if trial.number >= plan.trials:  # another machine has a lock of its own, and was faster
                 self._requeue(trial.number, 0)
                 return None
-            trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
-            trial.set_user_attr("seen", time.time())
+            # Signed before settings are drawn, which takes longer: an interruption then finds its owner.
             trial.set_user_attr("owner", myself())
+            trial.set_user_attr("seen", time.time())
+            trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+            _draw(trial, plan.space)
             return trial
 
     def _recover(self) -> None:
@@ -283,11 +262,12 @@ class _Desk:
         self._set(number, "owner", None)
         self.storage.set_trial_state_values(self._id(number), TrialState.WAITING)
 
-    def give_back(self, trial: optuna.Trial) -> None:
-        """Return a trial that was interrupted to the queue, as if it had not been taken."""
+    def give_back(self) -> None:
+        """Return what this process has in hand to the queue, as if it had not been taken."""
         with _held(self.lock):
-            if self._is_mine(trial):
-                self._requeue(trial.number, trial.user_attrs["attempts"] - 1)
+            for trial in self.trials(TrialState.RUNNING):
+                if trial.user_attrs.get("owner") == myself():
+                    self._requeue(trial.number, max(0, trial.user_attrs.get("attempts", 0) - 1))
 
     def finish(
         self, trial: optuna.Trial, state: TrialState, value: float | None, notes: Mapping[str, Any]
@@ -300,6 +280,23 @@ class _Desk:
                 self._set(trial.number, key, note)
             self.study.tell(trial, value, state=state)
         self._announce(self.trials()[trial.number])
+
+    @contextlib.contextmanager
+    def last_fit(self) -> Iterator[None]:
+        """Let one process at a time refit and test the best, where several calls share a study and a folder."""
+        mine = {**myself(), "seen": time.time()}
+        while True:
+            with _held(self.lock):
+                other = self.study.user_attrs.get("last_fit")
+                if other is None or not is_alive(other, other["seen"]):
+                    self.study.set_user_attr("last_fit", mine)
+                    break
+            time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            with _held(self.lock):
+                self.study.set_user_attr("last_fit", None)
 
     def _is_mine(self, trial: optuna.Trial) -> bool:
         now = self.storage.get_trial(self._id(trial.number))
@@ -354,10 +351,12 @@ class _Reporter:
         if is_orphan():
             raise KeyboardInterrupt
         self.values.append(seqattn.task(self._plan.task).epoch_objective(self._model, record))
-        if record["epoch"] not in self._known:
-            self._trial.report(self.values[-1], record["epoch"])
-        self._trial.set_user_attr("seen", time.time())
-        if self._trial.should_prune():
+        with undisturbed():
+            if record["epoch"] not in self._known:
+                self._trial.report(self.values[-1], record["epoch"])
+            self._trial.set_user_attr("seen", time.time())
+            is_behind = self._trial.should_prune()
+        if is_behind:
             raise optuna.TrialPruned
 
     def end(self, history: Any) -> None:
@@ -372,7 +371,7 @@ def _search(plan: Plan, desk: _Desk, parts: Mapping[str, Any], workers: int) -> 
         return
     count = min(workers, plan.trials)
     if count == 1:
-        _drain(plan, desk, parts)
+        _work_off(plan, desk, parts)
         return
     codes = run_processes(_work, (plan,), count)
     if any(codes) and not desk.is_done() and desk.failure() is None:
@@ -386,12 +385,21 @@ def _work(plan: Plan) -> None:
     become_worker()
     try:
         with _silent_optuna():
-            _drain(plan, _Desk(plan), _parts(plan))
+            _work_off(plan, _Desk(plan), _parts(plan))
     except KeyboardInterrupt:
         sys.exit(130)
     except SeqattnError as error:
         plan.say(f"A worker stopped: {error}")
         sys.exit(error.exit_code)
+
+
+def _work_off(plan: Plan, desk: _Desk, parts: Mapping[str, Any]) -> None:
+    """Run trials until all have ended; one that is interrupted goes back."""
+    try:
+        _drain(plan, desk, parts)
+    except KeyboardInterrupt:
+        desk.give_back()
+        raise
 
 
 def _drain(plan: Plan, desk: _Desk, parts: Mapping[str, Any]) -> None:
@@ -429,9 +437,6 @@ def _run_trial(plan: Plan, desk: _Desk, trial: optuna.Trial, parts: Mapping[str,
             state, value, notes = TrialState.FAIL, None, {"reason": f"The objective is {value}."}
     except optuna.TrialPruned:
         state = TrialState.PRUNED
-    except KeyboardInterrupt:
-        desk.give_back(trial)
-        raise
     except Exception as error:  # noqa: BLE001 - one failing setting must not end the study
         notes = {"reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
     notes |= {"seconds": round(time.perf_counter() - started, 2), "epochs": len(values)}
@@ -455,7 +460,10 @@ def _conclude(plan: Plan, desk: _Desk, parts: Mapping[str, Any]) -> Outcome:
         raise SeqattnError(f"No trial of the study {plan.study!r} has completed; {len(finished)} ended.{why}")
     best = max(complete, key=lambda trial: (_value(trial), -trial.number))
     params = {**best.params, **best.user_attrs.get("extra", {})}
-    figures = refit(seqattn.task(plan.task), plan, best.number, params, parts)
+    if not desk.is_done():
+        plan.say(f"{len(finished)} of {plan.trials} trials done; the same call goes on")
+    with desk.last_fit():
+        figures = refit(seqattn.task(plan.task), plan, best.number, params, parts)
     return Outcome(
         study=plan.study,
         n_trials=len(finished),

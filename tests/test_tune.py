@@ -22,7 +22,7 @@ import seqattn
 from seqattn.cli import cli
 from seqattn.errors import ArtifactError, ParameterError, SeqattnError
 from seqattn.hawkes import task
-from seqattn.train.search import Outcome, Plan, Space
+from seqattn.train.search import Outcome, Plan, Space, starting_points
 from seqattn.train.workers import myself
 from seqattn.tune import _Desk, tune
 
@@ -361,9 +361,22 @@ def test_two_workers_end_with_exactly_the_trials_asked_for(data, space_file, tmp
 
 
 @pytest.mark.slow
+def test_two_commands_at_once_share_one_study_and_one_folder(data, space_file, tmp_path):
+    words = [*command(data, space_file, tmp_path / "study", 6), "--json", "--set", "epochs=8"]
+    processes = [start(*words, folder=tmp_path) for _ in range(2)]
+    found = [process.communicate(timeout=400) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], found
+    first, second = (json.loads(out) for out, _ in found)
+    assert first == second
+    assert states(trials_in(tmp_path / "study" / "study.journal")) == ["COMPLETE"] * 6
+    # The test data are looked at once: one of the two found the figures of the other.
+    assert sum("the only look at the test data" in err for _, err in found) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victims", ["all", "the first process"])
 def test_a_killed_study_goes_on_and_loses_nothing(data, space_file, tmp_path, victims):
-    words = command(data, space_file, tmp_path, 6, "--workers", "2", "--set", "epochs=20")
+    words = command(data, space_file, tmp_path, 6, "--workers", "2", "--set", "epochs=12")
     process = start(*words, folder=tmp_path)
     wait_for(lambda: len(finished_trials(tmp_path)) >= 2, process)
     if victims == "all":
@@ -384,7 +397,7 @@ def test_a_killed_study_goes_on_and_loses_nothing(data, space_file, tmp_path, vi
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_interrupted_study_keeps_what_is_finished_in_all_workers(data, space_file, tmp_path, workers):
-    words = command(data, space_file, tmp_path, 6, "--workers", workers, "--set", "epochs=20")
+    words = command(data, space_file, tmp_path, 6, "--workers", workers, "--set", "epochs=12")
     process = start(*words, folder=tmp_path)
     wait_for(lambda: len(finished_trials(tmp_path)) >= 1, process)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
@@ -462,7 +475,7 @@ def test_an_interruption_does_not_count_as_an_end_of_its_process(desk):
     for _ in range(5):
         trial = desk.claim()
         assert (trial.number, trial.user_attrs["attempts"]) == (0, 1)
-        desk.give_back(trial)
+        desk.give_back()
 
 
 def test_what_a_worker_finds_out_too_late_is_dropped(desk):
@@ -534,7 +547,7 @@ def test_a_setting_that_the_estimator_does_not_know_is_refused_at_once(plan, spa
 
 def test_a_range_that_is_none_is_refused(plan, space):
     rules = {**space.rules, "n_layers": {"type": "int", "low": 3, "high": 1}}
-    with pytest.raises(ParameterError, match="'n_layers' is not understood"):
+    with pytest.raises(ParameterError, match="The searched setting 'n_layers' is"):
         tune(replace(plan, space=replace(space, rules=rules)))
 
 
@@ -546,6 +559,4 @@ def test_the_space_that_comes_with_the_package_holds_the_defaults_and_the_publis
     assert {"easytpp", "authors"} <= set(space.starts)
     assert space.trial["epochs"] < space.refit["epochs"]
     settled = Plan("hawkes", tmp_path, space=space)
-    from seqattn.tune import _starts
-
-    assert list(_starts(settled)) == list(space.starts)
+    assert list(starting_points(task, settled)) == list(space.starts)

@@ -8,6 +8,7 @@ The index tensors for that depend on the lengths only, and are kept on the :clas
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Layout:
 
     __slots__ = ("_kept", "lengths", "max_len", "n_tokens", "offsets")
 
-    def __init__(self, offsets: Int[Tensor, " bounds"], max_len: int | None = None) -> None:
+    def __init__(self, offsets: Int[Tensor, "..."], max_len: int | None = None) -> None:
         if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.is_floating_point():
             raise ParameterError(
                 f"offsets must be integers of shape [sequences + 1], got {offsets.dtype} of shape "
@@ -154,7 +155,7 @@ def _plan(queries: Layout, keys: Layout, call_in_pairs: float) -> Plan:
     device = queries.offsets.device
     buckets, wide_n, wide_m = [], np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
     start = (0, 0)
-    for first, last in zip(cuts, [*cuts[1:], len(order)], strict=True):
+    for first, last in pairwise([*cuts, len(order)]):
         bucket = _bucket(order[first:last], n, m, start, device)
         wide_n[first:last], wide_m[first:last] = bucket.queries, bucket.keys
         start = (start[0] + bucket.rows * bucket.queries, start[1] + bucket.rows * bucket.keys)

@@ -132,6 +132,11 @@ def before(lengths: Tensor, size: int) -> Bool[Tensor, "rows 1 places"]:
     return (torch.arange(size, device=lengths.device) < lengths[:, None])[:, None]
 
 
+def only(rows: Tensor, sees: Tensor | None) -> Tensor:
+    """Return the rows of queries that see a key, and 0 for the others."""
+    return rows if sees is None else rows.masked_fill(~sees[..., None], 0)
+
+
 def _run_padded(problem: Problem, solve: Callable[[Block], Solved], kernel: str) -> Attention:
     """Replace padding by 0 on both sides, so that nothing in it can pass."""
     q, k, v = problem.q, problem.k, problem.v
@@ -165,10 +170,12 @@ def packed_blocks(problem: Problem) -> list[Block]:
     bias: list[Tensor | None] = [None] * len(buckets)
     if problem.bias is not None:
         bias = [x.squeeze(-1) for x in cut(problem.bias.values[..., None], plan.key, buckets, 1)]
-    return [
-        _block(problem, *tensors, (bucket.query_lengths, bucket.key_lengths, None), bucket.aligned, bucket)
-        for *tensors, bucket in zip(q, k, v, bias, buckets, strict=True)
-    ]
+    blocks = []
+    for place, bucket in enumerate(buckets):
+        lengths = (bucket.query_lengths, bucket.key_lengths, None)
+        tensors = (q[place], k[place], v[place])
+        blocks.append(_block(problem, *tensors, bias[place], lengths, bucket.aligned, bucket))
+    return blocks
 
 
 def join(problem: Problem, parts: list[Solved], kernel: str) -> Attention:

@@ -85,8 +85,8 @@ def _one(
         )
     groups = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-    scores = q @ k.transpose(1, 2) * problem.scale + bias.masked_fill(bias == -torch.inf, 0)[:, None, :]
     sees = visible.any(-1, keepdim=True)
+    scores = q @ k.transpose(1, 2) * problem.scale + bias.masked_fill(bias == -torch.inf, 0)[:, None, :]
     scores = scores.masked_fill(~visible & sees, -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True) if scores.shape[-1] else scores.sum(-1, keepdim=True)
     weights = (scores - lse).exp().masked_fill(~sees, 0)

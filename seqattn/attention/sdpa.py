@@ -19,6 +19,7 @@ from seqattn.attention.rectangles import (
     is_empty,
     join,
     join_rows,
+    only,
     packed_blocks,
     run_rectangles,
     statistic_dtype,
@@ -75,7 +76,7 @@ class Fused(Kernel):
         lowered = _lowered(problem)
         if lowered.layout is not None and lowered.q.device.type == "cpu":
             output, lse = _Packed.apply(lowered.q, lowered.k, lowered.v, lowered)
-            result = Attention(output, None, lse if problem.need == "lse" else None, {"kernel": self.name})
+            result = Attention(output, None, lse, {"kernel": self.name})
         else:
             result = run_rectangles(lowered, _solve, self.name)
         return result if lowered is problem else _raised(result, problem)
@@ -142,47 +143,56 @@ def _raised(result: Attention, problem: Problem) -> Attention:
 
 
 def _solve(block: Block) -> Solved:
-    output, lse, _, sees = _call(block)
-    if sees is not None:
-        output = output.masked_fill(~sees[..., None], 0)
-        lse = None if lse is None else lse.masked_fill(~sees, -torch.inf)
-    return Solved(output, lse)
+    mask, sees = _mask(block)
+    output, lse = _call(block, mask)
+    return _seen(output, lse if block.need == "lse" else None, sees)
 
 
-def _call(block: Block) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Run the fused call; return output, lse, mask and which rows see a key.
+def _mask(block: Block) -> tuple[Tensor | None, Tensor | None]:
+    """Return the mask, unless the causal flag says it all, and which queries see a key."""
+    return (None, None) if block.is_triangular else block.mask()
+
+
+def _seen(output: Tensor, lse: Tensor | None, sees: Tensor | None) -> Solved:
+    """Return the result with nothing in the rows that see no key."""
+    if sees is not None and lse is not None:
+        lse = lse.masked_fill(~sees, -torch.inf)
+    return Solved(only(output, sees), lse)
+
+
+def _call(block: Block, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return output and lse of the fused call.
 
     On the CPU the kernel is named, because the general call falls back to the unfused path silently.
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (block.q, block.k, block.v))
-    mask, sees = (None, None) if block.is_triangular else block.mask()
     if q.device.type == "cpu":
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, lse = fused(q, k, v, 0.0, block.is_triangular, attn_mask=mask, scale=block.scale)
-        return output, lse, mask, sees
+        return output, lse
     if mask is not None:
         mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     output = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=block.is_triangular, scale=block.scale
     )
-    return output, None, mask, sees
+    return output, None
 
 
 class _Packed(torch.autograd.Function):
     """All rectangles of a packed call as one step of the gradient graph: a third of the overhead of many steps."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        ctx: Any, _q: Tensor, _k: Tensor, _v: Tensor, problem: Problem
+    ) -> tuple[Tensor, Tensor | None]:
         kept: list[Tensor | None] = []
         parts = []
         blocks = packed_blocks(problem)
         for block in blocks:
-            output, lse, mask, sees = _call(block)
+            mask, sees = _mask(block)
+            output, lse = _call(block, mask)
             kept += [block.q, block.k, block.v, output, lse, mask, sees]
-            if sees is not None:
-                output = output.masked_fill(~sees[..., None], 0)
-                lse = None if lse is None else lse.masked_fill(~sees, -torch.inf)
-            parts.append(Solved(output, lse if problem.need == "lse" else None))
+            parts.append(_seen(output, lse if problem.need == "lse" else None, sees))
         ctx.save_for_backward(*kept)
         ctx.plan, ctx.scale = problem.plan(), problem.scale
         ctx.triangular = [block.is_triangular for block in blocks]
@@ -193,16 +203,18 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         plan, kept = ctx.plan, ctx.saved_tensors
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         parts = []
-        for place, grad in enumerate(cut(grads[0], plan.query, plan.buckets, 0, blank=True)):
+        for place, grad in enumerate(cut(grad_output, plan.query, plan.buckets, 0, blank=True)):
             q, k, v, output, lse, mask, sees = kept[7 * place : 7 * place + 7]
-            if sees is not None:
-                grad = grad.masked_fill(~sees[..., None], 0)
             triangular = ctx.triangular[place]
-            parts.append(fused(grad, q, k, v, output, lse, 0.0, triangular, attn_mask=mask, scale=ctx.scale))
+            parts.append(
+                fused(
+                    only(grad, sees), q, k, v, output, lse, 0.0, triangular, attn_mask=mask, scale=ctx.scale
+                )
+            )
         sides = (plan.query, plan.key, plan.key)
         return *(
             join_rows(list(part), side) for part, side in zip(zip(*parts, strict=True), sides, strict=True)

@@ -76,9 +76,10 @@ def plot_intensity(model: PointProcess, X: Any, row: int, path: str | Path, n_po
 
 
 def _draw_curves(axes: Axes, model: PointProcess, grid: Any, curves: Any, kinds: Any) -> list[int]:
-    """Draw the total and the intensities of the most frequent types; return these types."""
+    """Draw the total and the intensities of the types that happen most; return these types."""
     counts = np.bincount(kinds, minlength=curves.shape[1])
     shown = [int(kind) for kind in np.argsort(-counts, kind="stable")[:_MOST_CURVES]]
+    shown = [kind for kind in shown if counts[kind]] or shown
     if curves.shape[1] > 1:
         axes.plot(grid, curves.sum(1), color="0.6", linewidth=1, label="all types")
     for place, kind in enumerate(shown):

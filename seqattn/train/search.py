@@ -16,7 +16,7 @@ from seqattn.train.callbacks import Progress
 from seqattn.train.config import Run, check_names, json_ready, read_toml
 from seqattn.train.folder import RunFolder
 
-__all__ = ["Outcome", "Plan", "Space", "refit", "storage_place"]
+__all__ = ["Outcome", "Plan", "Space", "refit", "starting_points", "storage_place"]
 
 _RULES = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("choices",)}
 _JOURNALS = (".journal", ".log")
@@ -97,14 +97,34 @@ def _common(part: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_rule(name: str, rule: Mapping[str, Any]) -> None:
+    """Refuse a rule that names no values to choose from."""
     kind = rule.get("type") if isinstance(rule, dict) else None
     check_names([str(kind)], _RULES, f"a type for the searched setting {name!r}")
-    check_names(
-        [key for key in rule if key != "type"], _RULES[str(kind)], f"key of the searched setting {name!r}:"
-    )
-    missing = [key for key in _RULES[str(kind)] if key not in rule and key != "log"]
+    keys = _RULES[str(kind)]
+    check_names([key for key in rule if key != "type"], keys, f"a key of the searched setting {name!r}")
+    missing = [key for key in keys if key not in rule and key != "log"]
     if missing:
         raise ParameterError(f"The searched setting {name!r} has no {missing[0]!r}.")
+    if kind == "choice":
+        is_good = isinstance(rule["choices"], list) and len(rule["choices"]) > 0
+    else:
+        numbers = [_is_number(rule[key], kind) for key in ("low", "high")]
+        is_good = all(numbers) and rule["low"] <= rule["high"] and (rule["low"] > 0 or not rule.get("log"))
+    if not is_good:
+        raise ParameterError(
+            f"The searched setting {name!r} is {rule}. Give a list of choices, or numbers with low <= high "
+            "(and 0 < low if log)."
+        )
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
+
+
+def _is_inside(value: Any, rule: Mapping[str, Any]) -> bool:
+    if rule["type"] == "choice":
+        return any(type(value) is type(choice) and value == choice for choice in rule["choices"])
+    return _is_number(value, rule["type"]) and bool(rule["low"] <= value <= rule["high"])
 
 
 @dataclass(frozen=True)
@@ -256,6 +276,45 @@ class Outcome:
     output: Path
     trials: list[dict[str, Any]]
     importance: dict[str, float]
+
+
+def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the settings that are tried first, after a look at whether estimators can be built with all of them.
+
+    Parameters
+    ----------
+    task
+        Module of the task.
+    plan
+        The plan of the search.
+
+    Returns
+    -------
+    For each starting point its searched settings and its further ones.
+
+    Raises
+    ------
+    ParameterError
+        A setting is unknown, of the wrong kind, or outside of what is searched.
+    """
+    space = plan.space
+    for name, rule in space.rules.items():
+        _check_rule(name, rule)
+    usual = task.settings(plan.build(task, space.trial))
+    plan.build(task, space.refit)
+    starts = {}
+    for name, settings in space.starts.items():
+        free = {key: value for key, value in settings.items() if key not in space.fixed}
+        params = {key: free.get(key, usual.get(key)) for key in space.rules}
+        extra = {key: value for key, value in free.items() if key not in space.rules}
+        plan.build(task, space.trial, params, extra)
+        for key, value in params.items():
+            if not _is_inside(value, space.rules[key]):
+                raise ParameterError(
+                    f"The starting point {name!r} has {key}={value!r}, outside of {space.rules[key]}."
+                )
+        starts[name] = (params, extra)
+    return starts
 
 
 def refit(

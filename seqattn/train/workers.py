@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["become_worker", "is_alive", "is_orphan", "myself", "run_processes"]
+__all__ = ["become_worker", "is_alive", "is_orphan", "myself", "run_processes", "undisturbed"]
 
 # Another host's processes cannot be looked at; they are given up when they were silent for this long, in seconds.
 _SILENCE = 1800.0
@@ -123,6 +123,26 @@ def _stop(processes: list[Any]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off Ctrl-C and the order to stop until the block is left, so that no file or lock is left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught: list[signal.Signals] = []
+    mine = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in mine:
+        signal.signal(number, lambda signum, frame: caught.append(signal.Signals(signum)))
+    try:
+        yield
+    finally:
+        for number, handler in mine.items():
+            signal.signal(number, handler)
+        for number in caught[:1]:
+            mine[number](number, None)
 
 
 def become_worker() -> None:

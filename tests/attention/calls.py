@@ -35,6 +35,8 @@ def inputs(batch, layout, fill=0.0):
 
 def sequences(batch, layout, values):
     """Return a result, ``[tokens, heads, ...]`` or ``[batch, heads, length, ...]``, as one tensor per sequence."""
+    if not batch.queries:
+        return []
     if layout == "packed":
         return [part.transpose(0, 1) for part in values.split(batch.queries)]
     return [values[b, :, :n] for b, n in enumerate(batch.queries)]
@@ -49,7 +51,8 @@ def gradients(batch, parts, seed=5):
     leaves = batch.all_leaves()
     if not leaves:
         return []
-    grads = torch.autograd.grad(total, leaves, allow_unused=True)
+    total = total + sum(leaf[..., :0].sum() for leaf in leaves)
+    grads = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
     return [
         torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)
     ]

@@ -17,14 +17,12 @@ def one_row(q, k, v, bias, visible, scale):
     """Return output and log-sum of one query ``[dim]``; ``visible`` lists the keys it sees."""
     if not visible:
         return torch.zeros_like(v[:1]).sum(0), torch.tensor(-torch.inf, dtype=q.dtype)
-    scores = torch.stack([(q * k[j]).sum() * scale + bias[j] for j in visible])
-    top = max(float(score) for score in scores.detach())
+    scores = k[visible] @ q * scale + bias[visible]
+    top = scores.detach().max()
     if top == -torch.inf:
         return torch.zeros_like(v[:1]).sum(0), torch.tensor(-torch.inf, dtype=q.dtype)
     powers = torch.exp(scores - top)
-    return sum(p * v[j] for p, j in zip(powers, visible, strict=True)) / powers.sum(), top + torch.log(
-        powers.sum()
-    )
+    return powers @ v[visible] / powers.sum(), top + torch.log(powers.sum())
 
 
 def one_sequence(q, k, v, bias, sees, scale):

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seqattn.train.workers import is_alive, is_orphan, myself, run_processes, undisturbed
+
+# Workers import this file, and find the folder where they leave traces in the environment.
+PLACE = "SEQATTN_TEST_PLACE"
+
+
+def leave_a_trace(text: str) -> None:
+    Path(os.environ[PLACE], f"{os.getpid()}").write_text(text)
+
+
+def test_this_process_is_alive_and_no_orphan():
+    assert is_alive(myself(), 0.0)
+    assert not is_orphan()
+
+
+def test_a_process_that_ended_is_not_alive():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    there = {**myself(), "pid": process.pid, "born": None}
+    born = Path(f"/proc/{process.pid}/stat")
+    if born.exists():
+        there["born"] = born.read_text().rpartition(")")[2].split()[19]
+        assert is_alive(there, 0.0)
+    process.kill()
+    deadline = time.monotonic() + 20
+    while is_alive(there, 0.0):  # not yet waited for: what is left of it counts as gone
+        assert time.monotonic() < deadline
+    process.communicate()
+    assert not is_alive(there, 0.0)
+
+
+def test_a_later_process_with_the_same_number_is_another():
+    assert not is_alive({**myself(), "born": "0"}, time.time())
+
+
+def test_another_host_is_believed_while_it_is_heard_of():
+    there = {**myself(), "host": "elsewhere", "pid": -1}
+    assert is_alive(there, time.time() - 10)
+    assert not is_alive(there, time.time() - 10_000)
+
+
+@pytest.mark.slow
+def test_processes_run_apart_and_their_exit_codes_come_back(tmp_path, monkeypatch):
+    monkeypatch.setenv(PLACE, str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    assert run_processes(leave_a_trace, ("hello",), 2) == [0, 0]
+    traces = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert list(traces.values()) == ["hello", "hello"]
+    assert str(os.getpid()) not in traces
+
+
+def test_an_interruption_waits_until_the_block_is_left():
+    done = []
+
+    def interrupted() -> None:
+        with undisturbed():
+            with undisturbed():
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append("inner")
+            done.append("outer")
+        done.append("after")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with undisturbed():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_in_the_block_leaves_the_handlers_as_they_were():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="mine"), undisturbed():
+        raise ValueError("mine")
+    assert signal.getsignal(signal.SIGINT) is before
