@@ -129,6 +129,9 @@ class JsonLog(Observer):
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def end(self, history: History) -> None:
+        self._is_cut = False
+
     def _cut(self, epoch: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []

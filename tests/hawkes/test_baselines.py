@@ -100,7 +100,9 @@ def test_renewal_answers_equal_their_definitions(law):
     data = Sequences.from_lists(rows, window=(0.0, 5.0), labels=2)
     model = RenewalProcess(gaps=law).fit(data)
     first, second = model.shape_
-    chosen = stats.gamma(first, scale=second) if law == "gamma" else stats.lognorm(second, scale=np.exp(first))
+    chosen = (
+        stats.gamma(first, scale=second) if law == "gamma" else stats.lognorm(second, scale=np.exp(first))
+    )
     share = np.array([5, 2]) / 7
     exact = sum(chosen.logpdf(np.diff([0.0, *t])).sum() + chosen.logsf(5.0 - t[-1]) for t, _ in rows)
     exact += 5 * np.log(share[0]) + 2 * np.log(share[1])
@@ -109,9 +111,10 @@ def test_renewal_answers_equal_their_definitions(law):
     np.testing.assert_allclose(forecasts.mean, chosen.mean())
     np.testing.assert_allclose(forecasts.median, chosen.median())
     gap = forecasts.gap[1]
-    score = integrate.quad(lambda u: chosen.cdf(u) ** 2, 0, gap)[0] + integrate.quad(
-        lambda u: chosen.sf(u) ** 2, gap, np.inf
-    )[0]
+    score = (
+        integrate.quad(lambda u: chosen.cdf(u) ** 2, 0, gap)[0]
+        + integrate.quad(lambda u: chosen.sf(u) ** 2, gap, np.inf)[0]
+    )
     assert forecasts.crps[1] == pytest.approx(score, rel=1e-6)
     waited = model.predict_next(data.select([0]), now=9.0, quantiles=(0.25,))
     left = chosen.sf(5.0)

@@ -301,7 +301,11 @@ def test_grid_of_times_is_audited(fitted):
 
 
 def hawkes_free() -> Sequences:
-    frame = hawkes_data(HAWKES, 3, seed=6).to_frame().with_columns(pl.col("k").replace_strict({0: "buy", 1: "sell"}))
+    frame = (
+        hawkes_data(HAWKES, 3, seed=6)
+        .to_frame()
+        .with_columns(pl.col("k").replace_strict({0: "buy", 1: "sell"}))
+    )
     return Sequences.from_table(frame, window=(0.0, 100.0))
 
 

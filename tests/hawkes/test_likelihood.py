@@ -60,13 +60,17 @@ def test_form_a_set_by_hand_forecasts_like_the_hawkes_process():
     one, other = next_event(intensity, (0.9,), batch.until), next_event(linear, (0.9,), batch.until)
     for name in ("mean", "median", "quantiles", "type_probability", "crps"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=2e-5, atol=1e-8)
-    torch.testing.assert_close(intensity.compensator(batch.until), linear.compensator(batch.until), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        intensity.compensator(batch.until), linear.compensator(batch.until), rtol=1e-6, atol=0
+    )
 
 
 def test_baseline_recursion_equals_the_double_sum():
     data = hawkes_data(HAWKES, 5, seed=8)
     model = hawkes_process(HAWKES)
-    total = sum(sum(double_sum_log_likelihood(*data.sequence(i), 0.0, 100.0, HAWKES)) for i in range(len(data)))
+    total = sum(
+        sum(double_sum_log_likelihood(*data.sequence(i), 0.0, 100.0, HAWKES)) for i in range(len(data))
+    )
     assert model.log_likelihood(data).total == pytest.approx(total, rel=1e-10)
 
 
@@ -81,7 +85,9 @@ def test_windows_add_up():
             head = Sequences.from_lists([(times[early], kinds[early])], window=(0.0, cut), labels=2)
             parts.append(model.log_likelihood(head).total)
             # The rest of the window given the past: all terms that belong to times after the cut.
-            whole = model.log_likelihood(Sequences.from_lists([(times, kinds)], window=(0.0, 100.0), labels=2)).total
+            whole = model.log_likelihood(
+                Sequences.from_lists([(times, kinds)], window=(0.0, 100.0), labels=2)
+            ).total
             late = 0.0
             intensities = model.intensity(data.select([row]), times[~early])[0]
             late += np.log(intensities[np.arange((~early).sum()), kinds[~early]]).sum()
@@ -99,7 +105,9 @@ def test_split_of_compensator_at_any_point():
     for share in (0.0, 0.3, 1.0):
         first = whole * share
         rest = intensity.shift(first).compensator(whole - first)
-        torch.testing.assert_close(intensity.compensator(first) + rest, intensity.compensator(whole), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            intensity.compensator(first) + rest, intensity.compensator(whole), rtol=1e-6, atol=0
+        )
 
 
 def test_poisson_formula_and_time_unit():
@@ -126,7 +134,9 @@ def test_empty_sequence_scores_its_window():
 def test_events_a_window_conditions_on_are_not_scored():
     rows = [([0.0, 1.0, 3.0], [0, 1, 0])]
     origin = hawkes_process(HAWKES).log_likelihood(Sequences.from_lists(rows, labels=2))
-    given = hawkes_process(HAWKES).log_likelihood(Sequences.from_lists(rows, window=(0.0, 3.0), labels=2), "from_first")
+    given = hawkes_process(HAWKES).log_likelihood(
+        Sequences.from_lists(rows, window=(0.0, 3.0), labels=2), "from_first"
+    )
     assert origin.n_events == given.n_events == 2
     assert origin.total == pytest.approx(given.total, rel=1e-12)
     assert origin.window == "last_event"

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from seqattn.hawkes.metrics import EventForecasts, calibration_error, residual_metrics, time_metrics, type_metrics
+from seqattn.hawkes.metrics import (
+    EventForecasts,
+    calibration_error,
+    residual_metrics,
+    time_metrics,
+    type_metrics,
+)
 
 
 def forecasts(**columns) -> EventForecasts:

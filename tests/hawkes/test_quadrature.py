@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -17,10 +19,7 @@ def exact(asymptote: float, amplitude: float, rate: float, elapsed: float) -> fl
         return float(np.logaddexp(0, asymptote + amplitude * np.exp(-rate * u)))
 
     edges = [0.0, *(elapsed * 2.0**-k for k in range(20, -1, -1))]
-    parts = (
-        integrate.quad(value, a, b, epsabs=1e-14, epsrel=1e-12)[0]
-        for a, b in zip(edges, edges[1:], strict=False)
-    )
+    parts = (integrate.quad(value, a, b, epsabs=1e-14, epsrel=1e-12)[0] for a, b in pairwise(edges))
     return float(sum(parts))
 
 
@@ -101,7 +100,9 @@ def test_hidden_form_integral_equals_a_fine_grid():
     intensity = HiddenIntensity(draw(3, 6), draw(3, 6), draw(3, 6).exp(), draw(2, 6), draw(2), nodes=24)
     elapsed = torch.tensor([0.1, 1.0, 4.0], dtype=torch.float64)
     grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)
-    rates = torch.stack([intensity.select(torch.tensor([i])).rates((grid * elapsed[i])[None])[0] for i in range(3)])
+    rates = torch.stack(
+        [intensity.select(torch.tensor([i])).rates((grid * elapsed[i])[None])[0] for i in range(3)]
+    )
     fine = torch.trapezoid(rates, dx=1 / 200_000, dim=1) * elapsed[:, None]
     torch.testing.assert_close(intensity.compensator_by_type(elapsed), fine, rtol=1e-6, atol=0)
 
