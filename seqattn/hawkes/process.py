@@ -34,6 +34,7 @@ from seqattn.hawkes.tables import (
     last_times,
     present,
     previous_times,
+    window_of_fit,
 )
 from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
 from seqattn.train.parameters import decode_parameter, encode_parameter
@@ -76,16 +77,18 @@ class PointProcess(BaseEstimator):
             if name not in _TABLE_NAMES:
                 raise ParameterError(f"columns has the key {name!r}. Allowed keys: {sorted(_TABLE_NAMES)}.")
         reading = {_TABLE_NAMES[name]: column for name, column in names.items()}
-        return Sequences.of(X, window=self.window, **reading, **options)
+        return Sequences.of(X, window=getattr(self, "window_", self.window), **reading, **options)
 
     def _read_training(self, X: Any) -> Sequences:
         """Read the data of ``fit`` and remember what later data are read with."""
+        self.__dict__.pop("window_", None)  # what an earlier fit remembered
         sequences = self._read(X, **({} if self.types is None else {"labels": self.types}))
         if sequences.n_events == 0:
             raise DataError("There is no event in the training data. Check the table and its columns.")
         self.labels_ = sequences.labels
         self.n_types_ = len(sequences.labels)
         self.unit_ = sequences.unit
+        self.window_ = window_of_fit(self.window, sequences)
         return sequences
 
     def _read_new(self, X: Any) -> Sequences:
@@ -476,6 +479,7 @@ class PointProcess(BaseEstimator):
             "params": {name: encode_parameter(value) for name, value in self.get_params(deep=False).items()},
             "labels": [encode_label(label) for label in self.labels_],
             "unit": self.unit_,
+            "window": encode_parameter(self.window_),
             "fitted": {name: value for name, value in values.items() if name not in tensors},
         }
         return tensors, metadata
@@ -486,6 +490,7 @@ class PointProcess(BaseEstimator):
         model.labels_ = tuple(decode_label(label) for label in metadata["labels"])
         model.n_types_ = len(model.labels_)
         model.unit_ = metadata["unit"]
+        model.window_ = decode_parameter(metadata["window"])
         for name, value in metadata["fitted"].items():
             setattr(model, name, value)
         for name in set(cls._fitted) - set(metadata["fitted"]):

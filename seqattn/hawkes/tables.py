@@ -134,3 +134,11 @@ def event_tokens(batch: EventBatch, sequences: Sequences) -> tuple[torch.Tensor,
     counts = (batch.offsets[1:] - batch.offsets[:-1]).long()
     rows = torch.repeat_interleave(batch.rows, counts)[tokens].numpy()
     return tokens, np.asarray(sequences.offsets[:-1])[rows] + batch.position[tokens].numpy()
+
+
+def window_of_fit(window: Any, sequences: Sequences) -> Any:
+    """Return the window that later data are read with: ``"max"`` stands for the largest time seen in fit."""
+    start, end = window if isinstance(window, tuple) else (None, window)
+    if not (isinstance(end, str) and end == "max") or not len(sequences):
+        return window
+    return start, sequences.time_series([float(sequences.end.max())])[0]

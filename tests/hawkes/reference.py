@@ -16,7 +16,7 @@ def hawkes_process(parameters) -> ExponentialHawkes:
     model.mu_, model.excitation_ = parameters[0].copy(), parameters[1].copy()
     model.decay_ = np.array([parameters[2]])
     model.labels_ = tuple(range(len(model.mu_)))
-    model.n_types_, model.unit_ = len(model.mu_), None
+    model.n_types_, model.unit_, model.window_ = len(model.mu_), None, model.window
     return model
 
 

@@ -161,3 +161,13 @@ def test_markov_learns_alternation_that_poisson_cannot():
 def test_windows_without_length_are_refused():
     with pytest.raises(DataError, match="windows have no length"):
         PoissonProcess().fit([([1.0], ["a"]), ([2.0], ["b"])])
+
+
+def test_window_max_is_the_largest_time_of_the_fit():
+    """A shorter test set is watched as long as the training set was; a longer one is refused."""
+    model = PoissonProcess(window=(0.0, "max")).fit([([1.0, 2.0, 8.0], [0, 0, 0])])
+    assert model.rate_.tolist() == [3 / 8]
+    short = model.log_likelihood([([1.0], [0])])
+    assert short.total == pytest.approx(np.log(3 / 8) - 3)
+    with pytest.raises(DataError, match="9"):
+        model.score([([9.0], [0])])
