@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import seqattn
-from seqattn.errors import MissingDependencyError, ParameterError, SeqattnError, SeqattnWarning
+from seqattn.errors import DataError, MissingDependencyError, ParameterError, SeqattnError, SeqattnWarning
 
 if TYPE_CHECKING:
     from seqattn.train.config import Run
@@ -71,7 +71,8 @@ class _Commands(click.Group):
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, SeqattnError):
-        return str(error)
+        is_column = isinstance(error, DataError) and str(error).startswith("Column ")
+        return f"{error}{' Name yours with --read, for example --read time=when.' if is_column else ''}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}." if error.filename else f"{error.strerror}."
     if isinstance(error, MemoryError):

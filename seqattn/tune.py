@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 import seqattn
@@ -28,12 +28,18 @@ from seqattn.errors import ArtifactError, MissingDependencyError, ParameterError
 from seqattn.train.config import json_ready, short_name
 from seqattn.train.folder import make_folder, mend_lines
 from seqattn.train.search import Outcome, Plan, Space, refit, starting_points, storage_place
-from seqattn.train.workers import become_worker, is_alive, is_orphan, myself, run_processes, undisturbed
+from seqattn.train.workers import (
+    FileLock,
+    become_worker,
+    is_alive,
+    is_orphan,
+    myself,
+    run_processes,
+    undisturbed,
+)
 
 __all__ = ["tune"]
 
-# Seconds after which a lock file is taken to be left behind; what it protects takes milliseconds.
-_LOCK_GRACE = 15
 # Seconds in which a process that took a trial signs it; if it ended in between, the trial has no owner.
 _UNSIGNED = 60.0
 # A trial that ended its process this often is not run again.
@@ -129,12 +135,13 @@ def _open(place: str) -> optuna.storages.BaseStorage:
     if "://" in place:
         return _open_database(place)
     path = Path(place)
-    lock = JournalFileOpenLock(place, grace_period=_LOCK_GRACE)
+    # Optuna's own locks outlive a process that is killed, and hold the others up.
+    lock = FileLock(f"{place}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(lock):
+        with lock:
             mend_lines(path)
-        return JournalStorage(JournalFileBackend(place, lock_obj=lock))
+        return JournalStorage(JournalFileBackend(place, lock_obj=cast(Any, lock)))
     except OSError as error:
         raise ParameterError(f"The study cannot be kept in {place!r}: {error.strerror}.") from error
     except (ValueError, LookupError, TypeError, AssertionError) as error:
@@ -155,18 +162,6 @@ def _open_database(url: str) -> optuna.storages.BaseStorage:
         raise ParameterError(f"The storage of the study cannot be opened: {reason}") from error
 
 
-@contextlib.contextmanager
-def _held(lock: JournalFileOpenLock) -> Iterator[None]:
-    """Hold a lock, and put interruptions off until it is released."""
-    with undisturbed():
-        lock.acquire()
-        try:
-            yield
-        finally:
-            with contextlib.suppress(RuntimeError):  # it took so long that another process took it over
-                lock.release()
-
-
 class _Desk:
     """Hands out trials one at a time under a lock, so that exactly as many run as were asked for."""
 
@@ -182,7 +177,7 @@ class _Desk:
         )
         self.study_id = self.storage.get_study_id_from_name(plan.study)
         near = plan.storage if "://" not in plan.storage else str(Path(plan.output).resolve() / "study")
-        self.lock = JournalFileOpenLock(f"{near}.claims", grace_period=_LOCK_GRACE)
+        self.lock = FileLock(f"{near}.claims.lock")
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         with undisturbed():
@@ -208,7 +203,7 @@ class _Desk:
         plan = self.plan
         about = {"task": plan.task, "seed": plan.seed, "data": dict(digests), "space": asdict(plan.space)}
         about = json.loads(json.dumps(json_ready(about)))
-        with _held(self.lock):
+        with self.lock:
             there = self.study.user_attrs.get("about")
             if there is None:
                 for name, (params, extra) in starts.items():
@@ -224,7 +219,7 @@ class _Desk:
     def claim(self) -> optuna.Trial | None:
         """Take the next trial; None if all are taken."""
         plan = self.plan
-        with _held(self.lock):
+        with self.lock:
             self._recover()
             every = self.trials()
             queued = [trial.number for trial in every if trial.state == TrialState.WAITING]
@@ -264,7 +259,7 @@ class _Desk:
 
     def give_back(self) -> None:
         """Return what this process has in hand to the queue, as if it had not been taken."""
-        with _held(self.lock):
+        with self.lock:
             for trial in self.trials(TrialState.RUNNING):
                 if trial.user_attrs.get("owner") == myself():
                     self._requeue(trial.number, max(0, trial.user_attrs.get("attempts", 0) - 1))
@@ -273,7 +268,7 @@ class _Desk:
         self, trial: optuna.Trial, state: TrialState, value: float | None, notes: Mapping[str, Any]
     ) -> None:
         """Write down how a trial ended."""
-        with _held(self.lock):
+        with self.lock:
             if not self._is_mine(trial):
                 return
             for key, note in notes.items():
@@ -286,7 +281,7 @@ class _Desk:
         """Let one process at a time refit and test the best, where several calls share a study and a folder."""
         mine = {**myself(), "seen": time.time()}
         while True:
-            with _held(self.lock):
+            with self.lock:
                 other = self.study.user_attrs.get("last_fit")
                 if other is None or not is_alive(other, other["seen"]):
                     self.study.set_user_attr("last_fit", mine)
@@ -295,7 +290,7 @@ class _Desk:
         try:
             yield
         finally:
-            with _held(self.lock):
+            with self.lock:
                 self.study.set_user_attr("last_fit", None)
 
     def _is_mine(self, trial: optuna.Trial) -> bool:

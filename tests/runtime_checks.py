@@ -9,8 +9,9 @@ from beartype import BeartypeConf, FrozenDict, beartype
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Methods are decorated one by one, outside their class, where Self has no meaning to beartype. mypy checks it.
-_SETTINGS = BeartypeConf(hint_overrides=FrozenDict({Self: Any}))
+# Methods are decorated one by one, outside their class, where Self has no meaning to beartype; mypy checks it.
+# A whole number may stand where a float is asked for, as everywhere in Python's typing.
+_SETTINGS = BeartypeConf(hint_overrides=FrozenDict({Self: Any}), is_pep484_tower=True)
 
 
 def check(function: F) -> F:

@@ -328,6 +328,7 @@ MISTAKES = {
     "unknown data": ("fit hawkes --data taxii", 3, "Did you mean 'taxi'?"),
     "missing file": ("fit hawkes --data {bad}/none.csv", 3, "none.csv"),
     "wrong column": ("fit hawkes --data {bad}/names.csv", 3, "Column 't' is not in the table."),
+    "way to name columns": ("fit hawkes --data {bad}/names.csv", 3, "--read time=when"),
     "bad events": ("fit hawkes --data {bad}/falling.csv", 3, "Times decrease in sequence 's0'"),
     "unknown setting": ("fit hawkes --set epoch=1", 2, "'epoch' is not a setting of 'sahp'."),
     "nearest setting": ("fit hawkes --set epoch=1", 2, "Did you mean 'epochs'?"),

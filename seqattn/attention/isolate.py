@@ -1,4 +1,8 @@
-"""Keep values that are not finite away from the rows that do not see them."""
+"""Keep values that are not finite away from the rows that do not see them.
+
+Weight 0 times NaN is NaN, which passes from keys that a row does not see. And torch's fused kernel gives 0, not NaN, to
+a row whose scores are NaN when there are few keys (2.13, CPU). So calls with such inputs take this way.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from seqattn.attention.kernel import Attention, Kernel, Problem
 from seqattn.attention.patterns import KeyBias
 
 
-def isolate(problem: Problem, kernel: Kernel) -> Attention:
+def isolate(problem: Problem, kernel: Kernel, result: Attention) -> Attention:
     """Run the call with 0 in place of what is not finite, and give NaN to the rows that see such a thing.
 
     Which rows these are is attention too: to a value that is 1 at those keys and 0 at all others.
@@ -23,6 +27,8 @@ def isolate(problem: Problem, kernel: Kernel) -> Attention:
         The call.
     kernel
         Runs it, and finds the rows.
+    result
+        What the kernel made of the call as it is; returned if all inputs are finite after all.
     """
     heads = problem.heads // problem.k.shape[1]
     k, v = (x.repeat_interleave(heads, 1) for x in (problem.k, problem.v))
@@ -35,6 +41,8 @@ def isolate(problem: Problem, kernel: Kernel) -> Attention:
         bad_keys = bad_keys | odd
         bias = KeyBias(problem.bias.values.masked_fill(odd, 0))
         silent = KeyBias(torch.zeros_like(values).masked_fill(values.isneginf(), -torch.inf))
+    if not (bad_queries.any() or bad_keys.any()):
+        return replace(result, stats={**result.stats, "finite": True})
     clean = replace(
         problem,
         q=problem.q.masked_fill(bad_queries[..., None], 0),
@@ -69,5 +77,5 @@ def _spoil(problem: Problem, result: Attention, rows: Tensor) -> Attention:
         result.output.masked_fill(rows[..., None], torch.nan),
         weights,
         None if result.lse is None else result.lse.masked_fill(rows, torch.nan),
-        result.stats,
+        {**result.stats, "finite": False},
     )

@@ -34,7 +34,8 @@ class Attention:
         With ``need="lse"`` or ``"weights"``: logarithm of the sum of exponentials of the scores of each row,
         ``[batch, heads, queries]`` or packed ``[tokens, heads]``; ``-inf`` where the row sees no key.
     stats
-        ``kernel``: name of the kernel that ran.
+        ``kernel``: name of the kernel that ran. ``finite``: whether all inputs were finite, padding aside; ``None``
+        where nobody looked (on a GPU it would stall the queue).
     """
 
     output: Float[Tensor, "..."]

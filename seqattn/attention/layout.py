@@ -123,10 +123,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Bucket:
-    """One rectangle: ``rows`` sequences from place ``start``, ``queries`` by ``keys`` slots each."""
+    """One rectangle: ``rows`` sequences, ``queries`` by ``keys`` slots each; lengths are ``None`` where all are full."""
 
     rows: int
-    start: tuple[int, int]
     queries: int
     keys: int
     query_lengths: Tensor | None
@@ -154,11 +153,9 @@ def _plan(queries: Layout, keys: Layout, call_in_pairs: float) -> Plan:
     cuts = _cuts(n[order].tolist(), m[order].tolist(), call_in_pairs)
     device = queries.offsets.device
     buckets, wide_n, wide_m = [], np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
-    start = (0, 0)
     for first, last in pairwise([*cuts, len(order)]):
-        bucket = _bucket(order[first:last], n, m, start, device)
+        bucket = _bucket(order[first:last], n, m, device)
         wide_n[first:last], wide_m[first:last] = bucket.queries, bucket.keys
-        start = (start[0] + bucket.rows * bucket.queries, start[1] + bucket.rows * bucket.keys)
         buckets.append(bucket)
     query = _side(queries, order, wide_n)
     key = query if keys is queries else _side(keys, order, wide_m)
@@ -184,9 +181,7 @@ def _cuts(n: list[int], m: list[int], call_in_pairs: float) -> list[int]:
     return cuts
 
 
-def _bucket(
-    members: np.ndarray, n: np.ndarray, m: np.ndarray, start: tuple[int, int], device: torch.device
-) -> Bucket:
+def _bucket(members: np.ndarray, n: np.ndarray, m: np.ndarray, device: torch.device) -> Bucket:
     queries, keys = n[members], m[members]
 
     def ragged(lengths: np.ndarray) -> Tensor | None:
@@ -195,7 +190,6 @@ def _bucket(
 
     return Bucket(
         rows=len(members),
-        start=start,
         queries=int(queries.max()),
         keys=int(keys.max()),
         query_lengths=ragged(queries),

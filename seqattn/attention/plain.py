@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from seqattn.attention.kernel import MAX_WEIGHTS, NEEDS, Attention, Capability, Kernel, Problem
-from seqattn.attention.rectangles import Block, Solved, only, run_rectangles, statistic_dtype
+from seqattn.attention.rectangles import Block, Solved, all_finite, only, run_rectangles, statistic_dtype
 
 # Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32. With the fused
 # call named directly there is no length at which this one is faster in training (0.3-0.8 of its speed from 4 to 64
@@ -53,6 +53,7 @@ class Plain(Kernel):
 
 def _solve(block: Block) -> Solved:
     dtype = block.q.dtype
+    finite = all_finite(block.q, block.k, block.v, block.bias)
     mask, sees = block.mask()
     q, k, v = (x.to(statistic_dtype(x)) for x in (block.q, block.k, block.v))
     scores = torch.matmul(q * block.scale, k.transpose(-1, -2))
@@ -64,8 +65,8 @@ def _solve(block: Block) -> Solved:
     kept = F.dropout(weights, block.dropout) if block.dropout else weights
     output = torch.matmul(kept, v).to(dtype)
     if block.need == "output":
-        return Solved(output)
+        return Solved(output, finite)
     lse = scores.logsumexp(-1)
     if sees is not None:
         lse = lse.masked_fill(~sees, -torch.inf)
-    return Solved(output, lse, weights.to(dtype) if block.need == "weights" else None)
+    return Solved(output, finite, lse, weights.to(dtype) if block.need == "weights" else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -94,9 +95,13 @@ class Block:
 
 
 class Solved(NamedTuple):
-    """What a rectangle gives: rows without a key are 0 (``lse``: ``-inf``); padded rows may hold anything finite."""
+    """What a rectangle gives: rows without a key are 0 (``lse``: ``-inf``); padded rows may hold anything finite.
+
+    ``finite`` is false if an input may have been NaN or infinite, and ``None`` if nobody looked.
+    """
 
     output: Tensor
+    finite: bool | None
     lse: Tensor | None = None
     weights: Tensor | None = None
 
@@ -151,13 +156,14 @@ def _run_padded(problem: Problem, solve: Callable[[Block], Solved], kernel: str)
         bias = None if bias is None else bias.masked_fill(~used, 0)
     lengths = (problem.lengths, problem.key_lengths, problem.key_mask)
     solved = solve(_block(problem, q, k, v, bias, lengths, problem.aligned, None))
+    stats = {"kernel": kernel, "finite": solved.finite}
     if live is None:
-        return Attention(solved.output, solved.weights, solved.lse, {"kernel": kernel})
+        return Attention(solved.output, solved.weights, solved.lse, stats)
     return Attention(
         _fill(solved.output, ~live[..., None], 0.0),
         _fill(solved.weights, ~live[..., None], 0.0),
         _fill(solved.lse, ~live, -torch.inf),
-        {"kernel": kernel},
+        stats,
     )
 
 
@@ -165,17 +171,34 @@ def packed_blocks(problem: Problem) -> list[Block]:
     """Return the rectangles of a packed call."""
     plan = problem.plan()
     buckets = plan.buckets
-    q = cut(problem.q, plan.query, buckets, 0)
-    k, v = (cut(x, plan.key, buckets, 1) for x in (problem.k, problem.v))
-    bias: list[Tensor | None] = [None] * len(buckets)
-    if problem.bias is not None:
-        bias = [x.squeeze(-1) for x in cut(problem.bias.values[..., None], plan.key, buckets, 1)]
+    q = to_slots(problem.q, plan.query)
+    k, v = (to_slots(x, plan.key) for x in (problem.k, problem.v))
+    bias = None if problem.bias is None else to_slots(problem.bias.values, plan.key)
+    parts = zip(cut(q, buckets, 0), cut(k, buckets, 1), cut(v, buckets, 1), strict=True)
+    biases = None if bias is None else cut(bias[..., None], buckets, 1)
     blocks = []
-    for place, bucket in enumerate(buckets):
+    for place, (part_q, part_k, part_v) in enumerate(parts):
+        bucket = buckets[place]
         lengths = (bucket.query_lengths, bucket.key_lengths, None)
-        tensors = (q[place], k[place], v[place])
-        blocks.append(_block(problem, *tensors, bias[place], lengths, bucket.aligned, bucket))
+        part_bias = None if biases is None else biases[place][..., 0]
+        blocks.append(_block(problem, part_q, part_k, part_v, part_bias, lengths, bucket.aligned, bucket))
     return blocks
+
+
+def all_finite(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool | None:
+    """Return whether all numbers are finite, a bias of ``-inf`` aside, or ``None`` on a GPU.
+
+    Sums that overflow count as not finite; that costs time only.
+    """
+    if q.device.type != "cpu":
+        return None
+    return sum_is_finite(q, k, v) and (bias is None or sum_is_finite(bias.clamp(min=-6e4)))
+
+
+def sum_is_finite(*tensors: Tensor) -> bool:
+    """Return whether the sum of all numbers is finite."""
+    half = tensors[0].dtype in (torch.float16, torch.bfloat16)
+    return all(math.isfinite(x.detach().sum(dtype=torch.float32 if half else None)) for x in tensors)
 
 
 def join(problem: Problem, parts: list[Solved], kernel: str) -> Attention:
@@ -187,7 +210,9 @@ def join(problem: Problem, parts: list[Solved], kernel: str) -> Attention:
         lse = lse if side.unused is None else lse.index_fill(0, side.unused, -torch.inf)
     if parts[0].weights is not None:
         weights = _weights(problem, [part.weights for part in parts])
-    return Attention(join_rows([part.output for part in parts], side), weights, lse, {"kernel": kernel})
+    finite = None if parts[0].finite is None else all(part.finite for part in parts)
+    output = join_rows([part.output for part in parts], side)
+    return Attention(output, weights, lse, {"kernel": kernel, "finite": finite})
 
 
 def _block(
@@ -218,15 +243,12 @@ def _block(
     )
 
 
-def cut(
-    rows: Tensor, side: Side, buckets: tuple[Bucket, ...], which: int, blank: bool = False
-) -> list[Tensor]:
-    """Return the rectangles ``[rows, heads, length, dim]`` of a packed tensor, ``which`` 0 for queries, 1 for keys."""
-    slots = to_slots(rows, side, blank)
+def cut(slots: Tensor, buckets: tuple[Bucket, ...], which: int) -> list[Tensor]:
+    """Return rows in slots as rectangles ``[rows, heads, length, dim]``; ``which`` is 0 for queries, 1 for keys."""
     shapes = [(bucket.rows, (bucket.queries, bucket.keys)[which]) for bucket in buckets]
     parts = slots.split([count * length for count, length in shapes]) if len(shapes) > 1 else (slots,)
     return [
-        part.view(count, length, *rows.shape[1:]).transpose(1, 2)
+        part.view(count, length, *slots.shape[1:]).transpose(1, 2)
         for part, (count, length) in zip(parts, shapes, strict=True)
     ]
 
@@ -261,7 +283,7 @@ def empty_attention(problem: Problem, kernel: str) -> Attention:
         lse = torch.full(q.shape[:-1], -torch.inf, device=q.device, dtype=statistic_dtype(q))
     if problem.need == "weights":
         weights = q.new_zeros(problem.batch, problem.heads, problem.queries, problem.keys)
-    return Attention(output, weights, lse, {"kernel": kernel})
+    return Attention(output, weights, lse, {"kernel": kernel, "finite": True})
 
 
 def statistic_dtype(q: Tensor) -> torch.dtype:

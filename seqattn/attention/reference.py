@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seqattn.attention.kernel import NEEDS, Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
-from seqattn.attention.rectangles import empty_attention, statistic_dtype
+from seqattn.attention.rectangles import all_finite, empty_attention, statistic_dtype
 
 CALL_US = 400.0
 PAIR_NS = 10.0
@@ -100,9 +100,10 @@ def _grow(x: Tensor, rows: int, columns: int) -> Tensor:
 
 def _attention(problem: Problem, output: Tensor, lse: Tensor, weights: list[Tensor]) -> Attention:
     dtype = problem.q.dtype
+    bias = None if problem.bias is None else problem.bias.values
     return Attention(
         output.to(dtype),
         torch.stack(weights).to(dtype) if problem.need == "weights" else None,
         None if problem.need == "output" else lse,
-        {"kernel": "reference"},
+        {"kernel": "reference", "finite": all_finite(problem.q, problem.k, problem.v, bias)},
     )

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
+from seqattn.attention.layout import to_slots
 from seqattn.attention.rectangles import (
     Block,
     Solved,
+    all_finite,
     cut,
     empty_attention,
     is_empty,
@@ -23,6 +25,7 @@ from seqattn.attention.rectangles import (
     packed_blocks,
     run_rectangles,
     statistic_dtype,
+    sum_is_finite,
 )
 
 # Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32.
@@ -32,6 +35,8 @@ PAIR_NS_PER_WIDTH = 0.04
 BACKWARD = 3.2
 # The feature of a key that is hidden: its score is so low that its weight is exactly 0, and finite.
 HIDDEN = -1e30
+# With fewer keys than this, NaN scores may come out as 0; the widest vector registers hold 16 numbers today.
+SWALLOWED = 32
 
 
 class Fused(Kernel):
@@ -75,8 +80,8 @@ class Fused(Kernel):
             return empty_attention(problem, self.name)
         lowered = _lowered(problem)
         if lowered.layout is not None and lowered.q.device.type == "cpu":
-            output, lse = _Packed.apply(lowered.q, lowered.k, lowered.v, lowered)
-            result = Attention(output, None, lse, {"kernel": self.name})
+            output, lse, finite = _Packed.apply(lowered.q, lowered.k, lowered.v, lowered)
+            result = Attention(output, None, lse, {"kernel": self.name, "finite": finite})
         else:
             result = run_rectangles(lowered, _solve, self.name)
         return result if lowered is problem else _raised(result, problem)
@@ -145,7 +150,7 @@ def _raised(result: Attention, problem: Problem) -> Attention:
 def _solve(block: Block) -> Solved:
     mask, sees = _mask(block)
     output, lse = _call(block, mask)
-    return _seen(output, lse if block.need == "lse" else None, sees)
+    return _solved(block, output, lse, sees)
 
 
 def _mask(block: Block) -> tuple[Tensor | None, Tensor | None]:
@@ -153,11 +158,25 @@ def _mask(block: Block) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if block.is_triangular else block.mask()
 
 
-def _seen(output: Tensor, lse: Tensor | None, sees: Tensor | None) -> Solved:
+def _solved(block: Block, output: Tensor, lse: Tensor | None, sees: Tensor | None) -> Solved:
     """Return the result with nothing in the rows that see no key."""
-    if sees is not None and lse is not None:
-        lse = lse.masked_fill(~sees, -torch.inf)
-    return Solved(only(output, sees), lse)
+    finite = _finite(block, output, lse, sees)
+    if lse is None or block.need != "lse":
+        return Solved(only(output, sees), finite)
+    return Solved(only(output, sees), finite, lse if sees is None else lse.masked_fill(~sees, -torch.inf))
+
+
+def _finite(block: Block, output: Tensor, lse: Tensor | None, sees: Tensor | None) -> bool | None:
+    """Return whether the inputs were finite, judged by the output, which is at hand: a quarter of the time.
+
+    Rows whose scores are all NaN come out as 0 with ``lse`` 0 when there are fewer keys than a vector register holds
+    (torch 2.13). A finite row may have ``lse`` 0 too: then the inputs decide.
+    """
+    if lse is None:
+        return None
+    if sees is not None:
+        return all_finite(block.q, block.k, block.v, None)
+    return sum_is_finite(output) and (block.k.shape[2] >= SWALLOWED or bool(lse.abs().amin() > 0))
 
 
 def _call(block: Block, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -184,7 +203,7 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, _q: Tensor, _k: Tensor, _v: Tensor, problem: Problem
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, bool | None]:
         kept: list[Tensor | None] = []
         parts = []
         blocks = packed_blocks(problem)
@@ -192,22 +211,23 @@ class _Packed(torch.autograd.Function):
             mask, sees = _mask(block)
             output, lse = _call(block, mask)
             kept += [block.q, block.k, block.v, output, lse, mask, sees]
-            parts.append(_seen(output, lse if problem.need == "lse" else None, sees))
+            parts.append(_solved(block, output, lse, sees))
         ctx.save_for_backward(*kept)
         ctx.plan, ctx.scale = problem.plan(), problem.scale
         ctx.triangular = [block.is_triangular for block in blocks]
         result = join(problem, parts, "")
         if result.lse is not None:
             ctx.mark_non_differentiable(result.lse)
-        return result.output, result.lse
+        return result.output, result.lse, result.stats["finite"]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         plan, kept = ctx.plan, ctx.saved_tensors
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grads = to_slots(grad_output, plan.query, blank=True)
         parts = []
-        for place, grad in enumerate(cut(grad_output, plan.query, plan.buckets, 0, blank=True)):
+        for place, grad in enumerate(cut(grads, plan.buckets, 0)):
             q, k, v, output, lse, mask, sees = kept[7 * place : 7 * place + 7]
             triangular = ctx.triangular[place]
             parts.append(

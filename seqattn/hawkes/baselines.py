@@ -16,6 +16,7 @@ from seqattn.errors import DataError, ParameterError
 from seqattn.hawkes.counting import (
     event_rates,
     grouped_median,
+    scored_events,
     scored_exposure,
     scored_gaps,
     tails,
@@ -47,7 +48,7 @@ class PoissonProcess(PointProcess):
     [0.2, 0.1]
     """
 
-    _fitted = ("rate_", "exposure_")
+    _fitted = ("rate_", "exposure_", "counts_")
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class PoissonProcess(PointProcess):
         sequences = self._read_training(X)
         self.rate_ = event_rates(sequences)
         self.exposure_ = np.array([scored_exposure(sequences).sum()])
+        self.counts_ = np.bincount(sequences.types[scored_events(sequences)], minlength=self.n_types_)
         return self
 
     def interval(self, level: float = 0.95) -> NDArray[np.float64]:
@@ -84,10 +86,16 @@ class PoissonProcess(PointProcess):
         ----------
         level
             Posterior probability inside the interval, in (0, 1).
+
+        Raises
+        ------
+        ParameterError
+            The level is not in (0, 1).
         """
-        counts = self.rate_ * self.exposure_[0]
+        if not 0 < level < 1:
+            raise ParameterError(f"level={level!r} is not between 0 and 1.")
         tails = [(1 - level) / 2, (1 + level) / 2]
-        return stats.gamma.ppf(np.array(tails), counts[:, None] + 0.5, scale=1 / self.exposure_[0])
+        return stats.gamma.ppf(np.array(tails), self.counts_[:, None] + 0.5, scale=1 / self.exposure_[0])
 
     def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
         for batch in self._packed(sequences, torch.float64):

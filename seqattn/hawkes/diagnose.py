@@ -61,7 +61,7 @@ def plot_intensity(model: PointProcess, X: Any, row: int, path: str | Path, n_po
     # A point just after each event shows the jump: the intensity at an event belongs to its past.
     after = times + 1e-6 * (end - start)
     grid = np.unique(np.concatenate([np.linspace(start, end, n_points), times, after[after <= end]]))
-    curves = model.intensity(one, grid)[0]
+    curves = model._intensity_at(one, grid)[0]
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])

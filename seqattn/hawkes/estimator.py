@@ -18,12 +18,12 @@ from seqattn.attention.patterns import Pattern
 from seqattn.data.batches import EventBatch, batches
 from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
-from seqattn.errors import DataError, ParameterError, SeqattnWarning
+from seqattn.errors import BackendError, DataError, ParameterError, SeqattnWarning
 from seqattn.hawkes.baselines import EmpiricalMarkov, PoissonProcess, RenewalProcess
 from seqattn.hawkes.counting import event_rates, scored_events
 from seqattn.hawkes.exponential import ExponentialHawkes
 from seqattn.hawkes.intensity import Intensity
-from seqattn.hawkes.model import SelfAttentiveHawkes
+from seqattn.hawkes.model import SelfAttentiveHawkes, check_whole
 from seqattn.hawkes.process import PointProcess
 from seqattn.train.callbacks import CallbackSupport, Progress, ScikitLearnCallbacks, with_callbacks
 from seqattn.train.history import History
@@ -128,7 +128,7 @@ class SAHP(CallbackSupport, PointProcess):
         d_model: int = 32,
         n_heads: int = 2,
         n_layers: int = 2,
-        dropout: float = 0.1,
+        dropout: float | int = 0.1,
         clock: str = "gap",
         type_scale: str = "one",
         share_layers: bool = False,
@@ -139,8 +139,8 @@ class SAHP(CallbackSupport, PointProcess):
         attention: str | Pattern = "dense",
         epochs: int = 40,
         batch_size: int = 2048,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.0,
+        learning_rate: float | int = 3e-3,
+        weight_decay: float | int = 0.0,
         patience: int | None = 10,
         validation: float | None = 0.1,
         baselines: bool = True,
@@ -257,6 +257,7 @@ class SAHP(CallbackSupport, PointProcess):
         return self
 
     def _settings(self, seed: int) -> FitSettings:
+        check_whole("batch_size", self.batch_size, 1)
         return FitSettings(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -293,12 +294,14 @@ class SAHP(CallbackSupport, PointProcess):
             return sequences, None
         if isinstance(self.validation, bool) or not 0 < self.validation < 1:
             raise ParameterError(f"validation={self.validation!r} is not a share between 0 and 1, nor None.")
-        if len(sequences) < 2:
+        scored = np.flatnonzero(sequences.lengths > sequences.context)
+        if len(scored) < 2:
             raise DataError(
-                "There is one sequence, so none can be held out. Pass validation=None, held-out sequences to fit, "
-                "or cut the sequence with chunk=."
+                f"Sequences with scored events: {len(scored)}, so none can be held out. Pass validation=None, "
+                "held-out sequences to fit, or cut a long sequence with chunk=."
             )
-        train, held_out = split_sequences(len(sequences), self.validation, seed)
+        held_out = scored[split_sequences(len(scored), self.validation, seed)[1]]
+        train = np.setdiff1d(np.arange(len(sequences)), held_out)
         return sequences.select(train), sequences.select(held_out)
 
     def _warn_of_unseen(self, train: Sequences) -> None:
@@ -365,12 +368,25 @@ class SAHP(CallbackSupport, PointProcess):
             module = model._module(torch.ones(model.n_types_))
         weights = _below(tensors, "module.")
         module.to(dtype=weights["type_embedding.weight"].dtype).load_state_dict(weights)
-        model.module_ = module.to(resolve_device(model.device)).eval()
+        model.module_ = module.to(_device_here(model.device)).eval()
         model.baselines_ = {
             name: BASELINES[name]._restored(_below(tensors, f"baselines.{name}."), own)
             for name, own in metadata["baselines"].items()
         }
         return model
+
+
+def _device_here(device: str) -> torch.device:
+    """Return the device a model was fitted with, or the CPU with a warning where there is none such."""
+    try:
+        return resolve_device(device)
+    except BackendError:
+        warnings.warn(
+            f"The model was fitted with device={device!r}, which is not there. It is opened on the CPU.",
+            SeqattnWarning,
+            stacklevel=2,
+        )
+        return torch.device("cpu")
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

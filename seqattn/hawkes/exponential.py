@@ -24,7 +24,8 @@ class ExponentialHawkes(PointProcess):
 
     .. math:: \lambda_k(t) = \mu_k + \sum_{t_j < t} A_{k k_j}\,\beta e^{-\beta (t - t_j)}
 
-    Fitted by maximum likelihood with the exact gradient in O(events x types) per evaluation.
+    Fitted by maximum likelihood with the exact gradient in O(events x types) per evaluation. Of events at one time
+    the earlier in the data counts as the past of the later; the decay is at most one per shortest positive gap.
 
     Parameters
     ----------
@@ -89,16 +90,22 @@ class ExponentialHawkes(PointProcess):
                 f"{self.n_types_} types need {self.n_types_**2} excitations; ExponentialHawkes takes at most "
                 f"{self.MAX_TYPES} types. Merge rare types, or use PoissonProcess or EmpiricalMarkov."
             )
-        problem = HawkesLikelihood(sequences)
+        gaps = np.diff(sequences.times)
+        unit = scored_exposure(sequences).sum() / max(1, sequences.n_scored)
+        problem = HawkesLikelihood(sequences, unit)
+        start = problem.start(event_rates(sequences) * unit)
+        # Events at one time follow each other in the data's order; without a bound their decay would grow for ever.
+        fastest = np.log(unit / gaps[gaps > 0].min()) if (gaps > 0).any() else np.inf
         found = optimize.minimize(
             problem.loss,
-            problem.start(event_rates(sequences)),
+            np.minimum(start, [np.inf] * (len(start) - 1) + [fastest]),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": self.max_iter},
+            bounds=[(None, None)] * (len(start) - 1) + [(None, fastest)],
+            options={"maxiter": self.max_iter, "ftol": 1e-10},
         )
-        self.mu_, self.excitation_, decay = problem.unpack(found.x)
-        self.decay_ = np.array([decay])
+        mu, self.excitation_, decay = problem.unpack(found.x)
+        self.mu_, self.decay_ = mu / unit, np.array([decay / unit])
         return self
 
     @property
@@ -219,22 +226,24 @@ class HawkesLikelihood:
     ----------
     sequences
         Training data.
+    unit
+        Time unit of the parameters, in the data's units.
     """
 
-    def __init__(self, sequences: Sequences) -> None:
+    def __init__(self, sequences: Sequences, unit: float = 1.0) -> None:
         lengths = sequences.lengths
         self.n_types = len(sequences.labels)
         rows = np.repeat(np.arange(len(sequences)), lengths)
         previous = np.concatenate([[0.0], sequences.times[:-1]])
         previous[sequences.offsets[:-1][lengths > 0]] = sequences.start[lengths > 0]
-        self.gaps = sequences.times - previous
+        self.gaps = (sequences.times - previous) / unit
         self.types = np.asarray(sequences.types)
         self.ranks = _Ranks(np.asarray(sequences.offsets))
         self.scored = np.flatnonzero(scored_events(sequences))
-        self.exposure = scored_exposure(sequences).sum()
+        self.exposure = scored_exposure(sequences).sum() / unit
         begin = sequences.end - scored_exposure(sequences)
-        self.age_at_end = (np.asarray(sequences.end)[rows] - sequences.times).clip(min=0)
-        self.age_at_begin = (begin[rows] - sequences.times).clip(min=0)
+        self.age_at_end = (np.asarray(sequences.end)[rows] - sequences.times).clip(min=0) / unit
+        self.age_at_begin = (begin[rows] - sequences.times).clip(min=0) / unit
         self.by_type = sparse.csr_matrix(
             (np.ones(len(self.scored)), (self.types[self.scored], np.arange(len(self.scored)))),
             shape=(self.n_types, len(self.scored)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -68,7 +70,7 @@ class SelfAttentiveHawkes(nn.Module):
         d_model: int,
         n_heads: int,
         n_layers: int,
-        dropout: float,
+        dropout: float | int,
         clock: str,
         type_scale: str,
         share_layers: bool,
@@ -84,6 +86,15 @@ class SelfAttentiveHawkes(nn.Module):
         _check_choice("type_scale", type_scale, TYPE_SCALES)
         _check_choice("mu_eta_activation", mu_eta_activation, ACTIVATIONS)
         _check_choice("integral", integral, INTEGRALS)
+        for name, value, least in (
+            ("d_model", d_model, 2),
+            ("n_heads", n_heads, 1),
+            ("n_layers", n_layers, 1),
+            ("nodes", nodes, 2),
+        ):
+            check_whole(name, value, least)
+        if not 0 <= dropout < 1:
+            raise ParameterError(f"dropout={dropout!r} is not allowed. Give a share from 0 to below 1.")
         _check_width(d_model, n_heads)
         self.n_types = len(rates)
         self.form, self.clock, self.integral, self.nodes = form, clock, integral, nodes
@@ -157,6 +168,12 @@ class SelfAttentiveHawkes(nn.Module):
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ParameterError(f"{name}={value!r} is unknown. Use one of {allowed}.{suggest(value, allowed)}")
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse a parameter that is not a whole number of a least size."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ParameterError(f"{name}={value!r} is not allowed. Give a whole number, at least {least}.")
 
 
 def _check_width(d_model: int, n_heads: int) -> None:

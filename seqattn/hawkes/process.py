@@ -11,19 +11,20 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from seqattn.data.batches import EventBatch, batches
 from seqattn.data.sequences import Sequences
 from seqattn.data.table import like
-from seqattn.errors import DataError, ParameterError, SeqattnWarning
+from seqattn.errors import ArtifactError, DataError, ParameterError, SeqattnWarning
 from seqattn.hawkes.forecast import next_event
 from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.likelihood import IntervalScores, LogLikelihood, score_intervals
 from seqattn.hawkes.metrics import EventForecasts, residual_metrics, time_metrics, type_metrics
 from seqattn.hawkes.tables import (
+    check_begun,
     check_levels,
     empty_columns,
     event_tokens,
@@ -34,12 +35,12 @@ from seqattn.hawkes.tables import (
     last_times,
     present,
     previous_times,
+    reading_names,
     window_of_fit,
 )
 from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
-from seqattn.train.parameters import decode_parameter, encode_parameter
+from seqattn.train.parameters import decode_parameter, encode_parameter, encode_parameters
 
-_TABLE_NAMES = {"seq_id": "seq", "t": "time", "k": "type"}
 # Tokens per batch where no gradient is kept.
 _SCORING_BATCH = 8192
 # Most (token, type) pairs per batch, so that thousands of types fit in memory.
@@ -72,15 +73,13 @@ class PointProcess(BaseEstimator):
         """Return the input as sequences; tables are read with the estimator's columns and window."""
         if isinstance(X, Sequences):
             return Sequences.of(X, **options)
-        names = dict(self.columns or {})
-        for name in names:
-            if name not in _TABLE_NAMES:
-                raise ParameterError(f"columns has the key {name!r}. Allowed keys: {sorted(_TABLE_NAMES)}.")
-        reading = {_TABLE_NAMES[name]: column for name, column in names.items()}
+        reading = reading_names(self.columns)
         return Sequences.of(X, window=getattr(self, "window_", self.window), **reading, **options)
 
     def _read_training(self, X: Any) -> Sequences:
         """Read the data of ``fit`` and remember what later data are read with."""
+        if self.unknown not in ("error", "ignore"):
+            raise ParameterError(f"unknown={self.unknown!r} is not known. Use 'error' or 'ignore'.")
         self.__dict__.pop("window_", None)  # what an earlier fit remembered
         sequences = self._read(X, **({} if self.types is None else {"labels": self.types}))
         if sequences.n_events == 0:
@@ -93,7 +92,11 @@ class PointProcess(BaseEstimator):
 
     def _read_new(self, X: Any) -> Sequences:
         check_is_fitted(self, "labels_")
-        return self._read(X, labels=self.labels_, unknown=self.unknown)
+        sequences = self._read(X, labels=self.labels_, unknown=self.unknown)
+        if sequences.unit != self.unit_:
+            kinds = ["dates" if unit else "numbers" for unit in (sequences.unit, self.unit_)]
+            raise DataError(f"The times are {kinds[0]}, but the model was fitted to {kinds[1]}. Give those.")
+        return sequences
 
     def _scores(self, sequences: Sequences, refine: int = 1) -> IntervalScores:
         parts = [
@@ -232,7 +235,7 @@ class PointProcess(BaseEstimator):
         """
         levels = check_levels(quantiles)
         if horizon is not None and not horizon >= 0:
-            raise ParameterError(f"horizon={horizon!r} is negative. Give a time span of at least 0.")
+            raise ParameterError(f"horizon={horizon!r} is no time span. Give a number of at least 0.")
         sequences = self._read_new(X)
         at, last = present(sequences, now), last_times(sequences)
         columns = empty_columns(len(sequences), levels)
@@ -282,7 +285,7 @@ class PointProcess(BaseEstimator):
                 answer[events] = torch.softmax(state.log_rates(batch.until[tokens]).double(), 1).numpy()
         return answer
 
-    def intensity(self, X: Any, times: ArrayLike) -> NDArray[np.float64]:
+    def intensity(self, X: Any, times: Any) -> NDArray[np.float64]:
         """Return the intensity of each type at given times, from the events strictly before them.
 
         Parameters
@@ -304,12 +307,11 @@ class PointProcess(BaseEstimator):
         """
         sequences = self._read_new(X)
         at = float_times(sequences, times, "times")
-        if len(sequences) and at.size and at.min() < sequences.start.max():
-            row = int(sequences.start.argmax())
-            raise DataError(
-                f"Time {at.min()!r} is before the window of sequence {sequences.ids[row]!r}, which begins at "
-                f"{sequences.start[row]!r}. Ask for times from there on."
-            )
+        check_begun(sequences, at)
+        return self._intensity_at(sequences, at)
+
+    def _intensity_at(self, sequences: Sequences, at: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the intensities at times on the clock of the sequences."""
         answer = np.empty((len(sequences), len(at), self.n_types_))
         for batch, intensity in self._states(sequences):
             for place, row in enumerate(batch.rows.tolist()):
@@ -431,16 +433,10 @@ class PointProcess(BaseEstimator):
         sequences = self._read_new(X)
         grid = sequences.grid()
         plain = self._scores(sequences).log_likelihood(convention, sequences.window).per_event
-        if grid is None:
-            return {"spacing": None, "share": 0.0, "loglik_per_event": plain, "loglik_jittered": plain}
-        spread = sequences.jitter(random_state)
+        spread = sequences if grid is None else sequences.jitter(random_state)
         value = self._scores(spread).log_likelihood(convention, spread.window).per_event
-        return {
-            "spacing": grid.spacing,
-            "share": grid.share,
-            "loglik_per_event": plain,
-            "loglik_jittered": value,
-        }
+        found = {"spacing": grid and grid.spacing, "share": grid.share if grid else 0.0}
+        return found | {"loglik_per_event": plain, "loglik_jittered": value}
 
     def _packed(self, sequences: Sequences, dtype: torch.dtype) -> Iterator[EventBatch]:
         """Yield batches for scoring: bucketed by length, never shuffled, smaller where there are many types."""
@@ -469,14 +465,20 @@ class PointProcess(BaseEstimator):
 
     @classmethod
     def _from_artifact(cls, artifact: Artifact) -> Self:
-        return cls._restored(artifact.tensors, artifact.metadata)
+        try:
+            return cls._restored(artifact.tensors, artifact.metadata)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"The file holds a {cls.__name__} whose parts do not fit together ({type(error).__name__}). "
+                "Save the model again just after fit, with its parameters unchanged."
+            ) from error
 
     def _export(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a file holds: tensors by name, and JSON values."""
         values = {name: getattr(self, name) for name in self._fitted}
         tensors = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         metadata = {
-            "params": {name: encode_parameter(value) for name, value in self.get_params(deep=False).items()},
+            "params": encode_parameters(self.get_params(deep=False)),
             "labels": [encode_label(label) for label in self.labels_],
             "unit": self.unit_,
             "window": encode_parameter(self.window_),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,44 @@ import torch
 from numpy.typing import NDArray
 
 from seqattn.data.batches import EventBatch
-from seqattn.data.clock import to_numbers
+from seqattn.data.clock import moment, to_numbers
 from seqattn.data.sequences import Sequences
+from seqattn.data.table import column_of
 from seqattn.errors import DataError, ParameterError
 from seqattn.hawkes.forecast import NextEvent, next_event
 from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.metrics import EventForecasts
 
+_NAMES = {"seq_id": "seq", "t": "time", "k": "type"}
 
-def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
-    """Return quantile levels, checked to lie between 0 and 1."""
-    for level in levels:
+
+def reading_names(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Return an estimator's column names as the reading options of :class:`seqattn.Sequences`."""
+    for name in columns or {}:
+        if name not in _NAMES:
+            raise ParameterError(f"columns has the key {name!r}. Allowed keys: {sorted(_NAMES)}.")
+    return {_NAMES[name]: column for name, column in (columns or {}).items()}
+
+
+def check_begun(sequences: Sequences, at: NDArray[np.float64]) -> None:
+    """Refuse times before the beginning of a sequence's window."""
+    if len(sequences) and at.size and not at.min() >= sequences.start.max():
+        row, show = int(sequences.start.argmax()), sequences.clock.show
+        raise DataError(
+            f"Time {show(at.min())} is before the window of sequence {sequences.ids[row]}, which begins at "
+            f"{show(sequences.start[row])}. Ask for times from there on."
+        )
+
+
+def check_levels(levels: float | Sequence[float]) -> tuple[float, ...]:
+    """Return quantile levels, checked to lie between 0 and 1 and to differ."""
+    many = tuple(float(level) for level in np.atleast_1d(np.asarray(levels, dtype=float)))
+    for level in many:
         if not 0 < level < 1:
             raise ParameterError(f"Quantile level {level!r} is not between 0 and 1.")
-    return tuple(float(level) for level in levels)
+    if len(set(many)) < len(many):
+        raise ParameterError(f"Quantile levels {many} repeat. Give each level once.")
+    return many
 
 
 def previous_times(sequences: Sequences) -> NDArray[np.float64]:
@@ -48,26 +72,36 @@ def present(sequences: Sequences, now: Any) -> NDArray[np.float64]:
     """Return the present of each sequence, checked not to lie before its last event."""
     if now is None:
         return np.asarray(sequences.end, dtype=np.float64)
-    present = np.broadcast_to(float_times(sequences, now, "now"), len(sequences)).astype(np.float64)
-    last = last_times(sequences)
-    if (present < last).any():
-        row = int(np.flatnonzero(present < last)[0])
+    given = float_times(sequences, now, "now")
+    if len(given) not in (1, len(sequences)):
         raise DataError(
-            f"now={present[row]!r} is before the last event of sequence {sequences.ids[row]!r} at {last[row]!r}. "
+            f"now holds {len(given)} times for {len(sequences)} sequences. Give one, or one each."
+        )
+    at, last = np.broadcast_to(given, len(sequences)).astype(np.float64), last_times(sequences)
+    if not np.isfinite(at).all():
+        raise DataError("now is missing or infinite. Give a finite time.")
+    if (at < last).any():
+        row, show = int(np.flatnonzero(at < last)[0]), sequences.clock.show
+        known = "last event" if sequences.lengths[row] else "beginning of the window"
+        raise DataError(
+            f"now={show(at[row])} is before the {known} of sequence {sequences.ids[row]} at {show(last[row])}. "
             "Give a later time, or cut the history."
         )
-    return present
+    return at
 
 
 def float_times(sequences: Sequences, times: Any, what: str) -> NDArray[np.float64]:
     """Return one or many times as numbers on the clock of the sequences."""
-    many = times if isinstance(times, pl.Series) else pl.Series(np.atleast_1d(np.asarray(times)))
-    return to_numbers(many, sequences.clock, what)
+    if isinstance(times, np.datetime64):
+        times = np.array([times])
+    if isinstance(times, pl.Series) or np.ndim(times):
+        return to_numbers(column_of(what, times), sequences.clock, what)
+    return np.array([moment(times, sequences.clock, what)])
 
 
 def empty_columns(n: int, levels: tuple[float, ...]) -> dict[str, NDArray[Any]]:
     """Return the columns of a forecast table, to be filled batch by batch."""
-    names = ["t_mean", "t_median", *(f"t_q{level:g}" for level in levels)]
+    names = ["t_mean", "t_median", *(f"t_q{level!r}" for level in levels)]
     columns: dict[str, NDArray[Any]] = {name: np.empty(n) for name in names}
     return columns | {"k": np.empty(n, dtype=np.int64), "p": np.empty(n), "scored": np.zeros(n, dtype=bool)}
 
@@ -84,7 +118,7 @@ def fill(
     columns["t_mean"][rows] = origin + answer.mean.numpy() * scale
     columns["t_median"][rows] = origin + answer.median.numpy() * scale
     for place, level in enumerate(levels):
-        columns[f"t_q{level:g}"][rows] = origin + answer.quantiles[:, place].numpy() * scale
+        columns[f"t_q{level!r}"][rows] = origin + answer.quantiles[:, place].numpy() * scale
     best = answer.type_probability.max(1)
     columns["k"][rows], columns["p"][rows] = best.indices.numpy(), best.values.numpy()
 
@@ -138,7 +172,7 @@ def event_tokens(batch: EventBatch, sequences: Sequences) -> tuple[torch.Tensor,
 
 def window_of_fit(window: Any, sequences: Sequences) -> Any:
     """Return the window that later data are read with: ``"max"`` stands for the largest time seen in fit."""
-    start, end = window if isinstance(window, tuple) else (None, window)
+    start, end = window if isinstance(window, tuple | list) else (None, window)
     if not (isinstance(end, str) and end == "max") or not len(sequences):
         return window
     return start, sequences.time_series([float(sequences.end.max())])[0]

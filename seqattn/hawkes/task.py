@@ -65,7 +65,7 @@ _HEADERS = [
 # Constructor arguments are checked against the plain words of their annotations; other words allow anything.
 _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
-    "float": (int, float),
+    "float": (float,),
     "bool": (bool,),
     "str": (str,),
     "None": (type(None),),
@@ -195,7 +195,7 @@ def build(
         )
     kind = getattr(hawkes, MODELS[model])
     parameters = inspect.signature(kind.__init__).parameters
-    _check_settings(settings, parameters, model)
+    settings = _checked(settings, parameters, model)
     if device not in (None, "auto", "cpu") and "device" not in parameters:
         raise ParameterError(
             f"The model {model!r} runs on the CPU only, but device={device!r} was asked for."
@@ -206,21 +206,31 @@ def build(
     return estimator
 
 
-def _check_settings(
+def _checked(
     settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], model: str
-) -> None:
-    """Refuse names and kinds of values that the constructor does not know."""
+) -> dict[str, Any]:
+    """Return settings with whole numbers where numbers are wanted; refuse names and kinds that are not known."""
     for name in settings:
         if name in _ELSEWHERE and name in parameters:
             raise ParameterError(f"{name!r} is not a setting of a run: use {_ELSEWHERE[name]} instead.")
     allowed = [name for name in parameters if name not in ("self", *_ELSEWHERE)]
     check_names(settings, allowed, f"a setting of {model!r}")
-    for name, value in settings.items():
-        words = str(parameters[name].annotation).replace("|", " ").split()
-        kinds = tuple(kind for word in words for kind in _KINDS.get(word, (object,)))
-        is_number_for_truth = isinstance(value, bool) and bool not in kinds and object not in kinds
-        if is_number_for_truth or not isinstance(value, kinds):
-            raise ParameterError(f"{name}={value!r} is of the wrong kind. Allowed: {' or '.join(words)}.")
+    return {
+        name: _converted(name, value, str(parameters[name].annotation)) for name, value in settings.items()
+    }
+
+
+def _converted(name: str, value: Any, annotation: str) -> Any:
+    words = annotation.replace("|", " ").split()
+    kinds = tuple(kind for word in words for kind in _KINDS.get(word, (object,)))
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if is_whole and float in kinds and int not in kinds:
+        return float(value)
+    if not isinstance(value, kinds) or (
+        isinstance(value, bool) and bool not in kinds and object not in kinds
+    ):
+        raise ParameterError(f"{name}={value!r} is of the wrong kind. Allowed: {' or '.join(words)}.")
+    return value
 
 
 def _remembered(read: Mapping[str, Any]) -> dict[str, Any]:

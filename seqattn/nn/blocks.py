@@ -49,7 +49,9 @@ class EncoderBlock(nn.Module):
         Share of units that are dropped on both residual branches while training.
     """
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, pattern: str | Pattern = "dense") -> None:
+    def __init__(
+        self, d_model: int, n_heads: int, dropout: float | int, pattern: str | Pattern = "dense"
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model)
         self.attention = SelfAttention(d_model, n_heads, pattern)
@@ -85,7 +87,7 @@ class Encoder(nn.Module):
         d_model: int,
         n_heads: int,
         n_layers: int,
-        dropout: float,
+        dropout: float | int,
         pattern: str | Pattern = "dense",
         share_layers: bool = False,
     ) -> None:

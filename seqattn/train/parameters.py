@@ -10,9 +10,30 @@ import numpy as np
 
 from seqattn.attention import patterns
 from seqattn.attention.patterns import Pattern
+from seqattn.errors import ArtifactError
 from seqattn.train.artifact import decode_label, encode_label
 
-__all__ = ["decode_parameter", "encode_parameter"]
+__all__ = ["decode_parameter", "encode_parameter", "encode_parameters"]
+
+
+def encode_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all constructor arguments as JSON; one that cannot be written is named.
+
+    Raises
+    ------
+    ArtifactError
+        An argument is a table or another object that a file cannot hold.
+    """
+    encoded = {}
+    for name, value in params.items():
+        try:
+            encoded[name] = encode_parameter(value)
+        except (ArtifactError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"The parameter {name} is a {type(value).__name__}, which a file of the model cannot hold. "
+                f"Pass it with the data (Sequences), or replace it: model.set_params({name}=...)."
+            ) from error
+    return encoded
 
 
 def encode_parameter(value: Any) -> Any:

@@ -96,7 +96,7 @@ def _common(part: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in settings.items() if name in part}
 
 
-def _check_rule(name: str, rule: Mapping[str, Any]) -> None:
+def _check_rule(name: str, rule: Any) -> None:
     """Refuse a rule that names no values to choose from."""
     kind = rule.get("type") if isinstance(rule, dict) else None
     check_names([str(kind)], _RULES, f"a type for the searched setting {name!r}")

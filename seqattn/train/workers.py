@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["become_worker", "is_alive", "is_orphan", "myself", "run_processes", "undisturbed"]
+__all__ = ["FileLock", "become_worker", "is_alive", "is_orphan", "myself", "run_processes", "undisturbed"]
 
 # Another host's processes cannot be looked at; they are given up when they were silent for this long, in seconds.
 _SILENCE = 1800.0
@@ -143,6 +144,60 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
         for number in caught[:1]:
             mine[number](number, None)
+
+
+class FileLock:
+    """A lock among processes; the system lifts it when its holder ends, however it ends.
+
+    In a ``with`` block interruptions wait until the lock is released.
+
+    Parameters
+    ----------
+    path
+        File that stands for the lock. It is made, stays empty, and is never removed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._held: list[Any] = []
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and return True when it is held."""
+        file = self._path.open("ab")
+        _lock(file)
+        self._held.append(file)
+        return True
+
+    def release(self) -> None:
+        """Let the next process have the lock."""
+        self._held.pop().close()
+
+    def __enter__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        with self._stack:
+            self._stack.enter_context(undisturbed())
+            self.acquire()
+            self._stack.callback(self.release)
+            self._stack = self._stack.pop_all()
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: Any) -> None:
+        while True:
+            with contextlib.suppress(OSError):  # it gives up after ten seconds
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                return
+
+else:
+    import fcntl
+
+    def _lock(file: Any) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def become_worker() -> None:

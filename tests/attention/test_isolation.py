@@ -162,8 +162,39 @@ def test_inputs_are_not_written_to():
     assert all(torch.equal(a, b) for a, b in zip(copies, batch.all_leaves(), strict=True))
 
 
-def test_huge_finite_values_are_not_mistaken_for_damage():
+def test_finite_values_are_not_mistaken_for_damage():
+    """Sums that overflow and rows whose log-sum is 0 look like it."""
     layout = Layout.of([3])
-    values = torch.full((3, 1, 2), 3e38)
-    flat = torch.zeros(3, 1, 2)
-    assert torch.equal(attend(flat, flat, values, layout=layout, causal=True).output[0], values[0])
+    huge, flat = torch.full((3, 1, 2), 3e38), torch.zeros(3, 1, 2)
+    result = attend(flat, flat, huge, layout=layout, causal=True)
+    assert torch.equal(result.output[0], huge[0])
+    assert result.stats["finite"]
+    result = attend(flat, flat, flat + 1, layout=layout, causal=True, need="lse")
+    assert torch.equal(result.output, flat + 1)
+    assert result.stats["finite"]
+    assert result.lse[0, 0] == 0
+
+
+def test_stats_tell_whether_the_inputs_were_finite():
+    for kernel in KERNELS:
+        for layout in LAYOUTS:
+            batch = Ragged([4, 2])
+            assert call(batch, layout, kernel=kernel).stats == {"kernel": kernel, "finite": True}
+            with torch.no_grad():
+                batch.leaves["v"][0][0, 1] = torch.nan
+            assert call(batch, layout, kernel=kernel).stats == {"kernel": kernel, "finite": False}
+
+
+@pytest.mark.parametrize("length", [1, 4, 15, 17, 40])
+def test_a_sequence_of_nothing_but_nan_is_nan(length):
+    """Torch's fused kernel makes 0 of it when it is short."""
+    batch = Ragged([length, 3], dtype=torch.float32)
+    for name in "qk":
+        damaged = Ragged([length, 3], dtype=torch.float32)
+        with torch.no_grad():
+            damaged.leaves[name][0][:] = torch.nan
+        for layout in LAYOUTS:
+            found = sequences(damaged, layout, call(damaged, layout, causal=True, kernel="sdpa").output)
+            clean = sequences(batch, layout, call(batch, layout, causal=True, kernel="sdpa").output)
+            assert found[0].isnan().all()
+            assert torch.equal(found[1], clean[1])

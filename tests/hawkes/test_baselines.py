@@ -171,3 +171,31 @@ def test_window_max_is_the_largest_time_of_the_fit():
     assert short.total == pytest.approx(np.log(3 / 8) - 3)
     with pytest.raises(DataError, match="9"):
         model.score([([9.0], [0])])
+
+
+def test_hawkes_decay_stays_finite_on_ties():
+    rng = np.random.default_rng(0)
+    rows = [(np.repeat(rng.exponential(1, 10).cumsum(), 2), [0, 1] * 10) for _ in range(20)]
+    with pytest.warns(match="zero"):
+        data = Sequences.from_lists(rows)
+    model = ExponentialHawkes().fit(data)
+    gaps = np.diff(data.times)
+    assert model.decay_[0] <= 1.0001 / gaps[gaps > 0].min()
+    assert np.isfinite(model.evaluate(data)["rmse"])
+
+
+def test_hawkes_fit_does_not_depend_on_the_unit():
+    data = hawkes_data(HAWKES, 20, seed=2)
+    pairs = [data.sequence(i) for i in range(len(data))]
+    slow = Sequences.from_lists([(t * 1e9, k) for t, k in pairs], window=(0.0, 1e11), labels=2)
+    one, other = ExponentialHawkes().fit(data), ExponentialHawkes().fit(slow)
+    np.testing.assert_allclose(other.mu_ * 1e9, one.mu_, rtol=1e-3)
+    np.testing.assert_allclose(other.excitation_, one.excitation_, rtol=1e-3, atol=1e-3)
+    assert other.decay_[0] * 1e9 == pytest.approx(one.decay_[0], rel=1e-3)
+
+
+def test_poisson_interval_of_an_unseen_type_is_that_of_jeffreys():
+    model = PoissonProcess(types=2, window=(0.0, 10.0)).fit([([1.0, 2.0], [0, 0])])
+    np.testing.assert_allclose(model.interval(0.9)[1], stats.gamma.ppf([0.05, 0.95], 0.5, scale=0.1))
+    with pytest.raises(ParameterError, match="level=2"):
+        model.interval(2.0)

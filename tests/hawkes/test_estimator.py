@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import warnings
 
 import numpy as np
@@ -8,10 +9,12 @@ import polars as pl
 import pytest
 import torch
 from hawkes.reference import CROSS, HAWKES, hawkes_data, hawkes_process, paired_error, poisson_data
+from sklearn.base import clone
 
 import seqattn
 from seqattn import SAHP, Sequences
-from seqattn.errors import DataError, ParameterError, SeqattnWarning
+from seqattn.errors import ArtifactError, DataError, ParameterError, SeqattnWarning
+from seqattn.hawkes.diagnose import plot_intensity
 
 SMALL = {"epochs": 2, "d_model": 8, "random_state": 0, "baselines": False, "device": "cpu"}
 
@@ -55,7 +58,7 @@ def test_poisson_floor():
 @pytest.mark.slow
 def test_oracle_floor_with_240_sequences():
     train, dev, test = (hawkes_data(HAWKES, n, seed) for n, seed in ((240, 0), (60, 1), (120, 2)))
-    model = SAHP(epochs=25, batch_size=2048, random_state=0, baselines=False, device="cpu")
+    model = SAHP(epochs=30, batch_size=1024, random_state=0, baselines=False, device="cpu")
     gain, error = differences(model.fit(train, validation=dev), hawkes_process(HAWKES), test)
     assert -0.03 < gain < 3 * error
 
@@ -375,3 +378,76 @@ def test_scikit_learn_callbacks_score_every_epoch(held_out):
     rows = [row for row in monitor.get_logs().data if row["task_name"] == "epoch"]
     assert len(rows) == 2
     assert rows[-1]["score"] == pytest.approx(model.score(held_out), abs=1e-6)
+
+
+def test_dates_serve_as_now_and_as_times_and_in_plots(tmp_path):
+    start = dt.datetime(2026, 1, 1)  # noqa: DTZ001 - the data have no zone
+    rows = [([start + dt.timedelta(hours=h) for h in (0, 1, 3, 4)], [0, 1, 0, 1])] * 3
+    model = SAHP(**SMALL, validation=None).fit(rows)
+    now = start + dt.timedelta(hours=9)
+    assert (model.predict_next(rows, now=now)["t_median"] > now).all()
+    assert (model.predict_next(rows, now=[now] * 3)["t_median"] > now).all()
+    assert model.intensity(rows, now).shape == (3, 1, 2)
+    path = plot_intensity(model, rows, 0, tmp_path / "intensity.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="times are numbers, but the model was fitted to dates"):
+        model.score([([0.0, 1.0], [0, 1])])
+
+
+def test_now_must_be_finite(fitted, held_out):
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(DataError, match="finite"):
+            fitted.predict_next(held_out, now=wrong)
+
+
+def copied(fitted, **params):
+    """Return a model with the fitted parts of another and parameters of its own."""
+    other = clone(fitted).set_params(**params)
+    other.__dict__.update({name: value for name, value in vars(fitted).items() if name.endswith("_")})
+    return other
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_there_does_not_lock_the_model(fitted, held_out, tmp_path):
+    path = copied(fitted, device="cuda").save(tmp_path / "model.safetensors")
+    with pytest.warns(SeqattnWarning, match="opened on the CPU"):
+        opened = seqattn.load(path)
+    assert opened.score(held_out) == fitted.score(held_out)
+
+
+def test_parts_that_do_not_fit_are_an_artifact_error(fitted, tmp_path):
+    with pytest.raises(ArtifactError, match="do not fit together"):
+        seqattn.load(copied(fitted, d_model=32).save(tmp_path / "model.safetensors"))
+    table = pl.DataFrame({"seq_id": [0], "t0": [0.0], "t1": [5.0]})
+    model = seqattn.PoissonProcess(window=table).fit([([1.0, 2.0], [0, 1])])
+    with pytest.raises(ArtifactError, match="parameter window is a DataFrame"):
+        model.save(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_heads", 0), ("n_layers", 0), ("dropout", 1.0), ("nodes", 1), ("batch_size", 0), ("unknown", "drop")],
+)
+def test_parameters_out_of_range_are_refused(name, value, held_out):
+    with pytest.raises(ParameterError, match=f"{name}={value!r}"):
+        SAHP(**{**SMALL, name: value}).fit(held_out)
+
+
+def test_held_out_sequences_have_events():
+    rows = [([], []), ([1.0, 2.0], [0, 1]), ([], []), ([3.0], [1])]
+    for seed in range(3):
+        model = SAHP(**{**SMALL, "random_state": seed}, window=(0.0, 30.0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SeqattnWarning)  # a type may be held out
+            model.fit(rows)
+        assert model.history_.records[-1]["valid_loss"] is not None
+
+
+def test_quantile_levels_are_checked_and_kept_apart(fitted, held_out):
+    assert "t_q0.5" in fitted.predict(held_out, quantiles=(0.5,)).columns
+    table = fitted.predict(held_out, quantiles=(0.123456789, 0.123456788))
+    assert table.width == len(fitted.predict(held_out).columns) + 2
+    with pytest.raises(ParameterError, match="repeat"):
+        fitted.predict(held_out, quantiles=(0.1, 0.1))
+    with pytest.raises(ParameterError, match="between 0 and 1"):
+        fitted.predict(held_out, quantiles=(1.0,))

@@ -122,6 +122,7 @@ def test_what_cannot_be_built_is_refused(settings, model, text):
 def test_values_of_the_annotated_kinds_are_taken(settings):
     model = task.build(settings)
     assert {name: getattr(model, name) for name in settings} == settings
+    assert isinstance(model.learning_rate, float)
 
 
 def test_a_baseline_cannot_be_sent_to_a_device_it_does_not_have():

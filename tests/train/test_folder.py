@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -10,6 +10,7 @@ from seqattn.errors import DataError, ParameterError
 from seqattn.train.config import Run
 from seqattn.train.folder import Afterwards, RunFolder, make_folder, mend_lines
 from seqattn.train.history import History
+from seqattn.train.settings import FitSettings
 
 RUN = Run(task="hawkes", model="sahp", data="taxi", settings={"epochs": 3})
 
@@ -66,7 +67,7 @@ def test_fit_keeps_checkpoint_and_history_in_the_folder_and_saves_the_model(tmp_
         seen.update(train=train, dev=dev)
         checkpoint.touch()
         for observer in observers:
-            observer.begin(None)
+            observer.begin(FitSettings(epochs=1, learning_rate=0.1))
             observer.epoch({"epoch": 1, "valid_loss": 0.5})
             observer.end(History())
 
@@ -74,7 +75,9 @@ def test_fit_keeps_checkpoint_and_history_in_the_folder_and_saves_the_model(tmp_
     folder = RunFolder(tmp_path)
     model = SimpleNamespace(save=lambda path: path.write_text("model"))
     assert not folder.has_begun
-    folder.fit(SimpleNamespace(fit=fit), model, "train", "dev", [Afterwards(lambda: told.append(1))])
+    task = ModuleType("task")
+    task.fit = fit
+    folder.fit(task, model, "train", "dev", [Afterwards(lambda: told.append(1))])
     assert folder.has_begun
     assert (seen, told) == ({"train": "train", "dev": "dev"}, [1])
     assert folder.model.read_text() == "model"

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from seqattn.train.workers import is_alive, is_orphan, myself, run_processes, undisturbed
+from seqattn.train.workers import FileLock, is_alive, is_orphan, myself, run_processes, undisturbed
 
 # Workers import this file, and find the folder where they leave traces in the environment.
 PLACE = "SEQATTN_TEST_PLACE"
@@ -91,4 +92,62 @@ def test_an_error_in_the_block_leaves_the_handlers_as_they_were():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="mine"), undisturbed():
         raise ValueError("mine")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+HOLD = """
+import sys, time
+from seqattn.train.workers import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_keeps_others_out_and_ends_with_its_holder(tmp_path):
+    path = tmp_path / "a.lock"
+    root = Path(__file__).resolve().parents[2]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        taken: list[float] = []
+        mine = FileLock(path)
+        waiting = threading.Thread(target=lambda: mine.acquire() and taken.append(time.monotonic()))
+        waiting.start()
+        waiting.join(0.3)
+        assert not taken
+        killed = time.monotonic()
+        holder.kill()
+        waiting.join(30)
+        mine.release()
+    assert taken[0] >= killed
+
+
+def test_an_interruption_waits_until_the_lock_is_released(tmp_path):
+    done = []
+
+    def interrupted() -> None:
+        with FileLock(tmp_path / "a.lock"):
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("in")
+        done.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["in"]
+    with FileLock(tmp_path / "a.lock"):
+        done.append("free")
+    assert done == ["in", "free"]
+
+
+def test_a_lock_that_cannot_be_had_leaves_the_handlers_as_they_were(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(FileNotFoundError), FileLock(tmp_path / "none" / "a.lock"):
+        pass
     assert signal.getsignal(signal.SIGINT) is before
