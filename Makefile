@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 JOBS ?= 2
-TRIALS ?= 8
+TRIALS ?= 6
 
 # Larger data sets, where they lie beside this folder. Without them the tests use the embedded samples.
 ifeq ($(origin SEQATTN_DATA),undefined)
@@ -34,7 +34,7 @@ $(VENV)/.plot: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.plot ## Tune the main model on embedded real data: a table of figures and plots in runs/demo
-	$(BIN)/seqattn tune hawkes --trials $(TRIALS) --output runs/demo
+	$(BIN)/seqattn tune hawkes --trials $(TRIALS) --workers $(JOBS) --output runs/demo
 
 lint: $(VENV)/.dev ## Check style, format and import directions
 	$(BIN)/ruff check .

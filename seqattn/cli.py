@@ -23,7 +23,7 @@ from seqattn.errors import DataError, MissingDependencyError, ParameterError, Se
 
 if TYPE_CHECKING:
     from seqattn.train.config import Run
-    from seqattn.train.search import Outcome
+    from seqattn.train.search import Outcome, Plan
 
 __all__ = ["cli", "main"]
 
@@ -359,7 +359,7 @@ def tune(
         **{key: value for key, value in of_study.items() if value is not None},
     )
     outcome = search(plan, workers)
-    _write_study(module, outcome)
+    _write_study(module, outcome, plan)
     keys = (
         "study",
         "n_trials",
@@ -374,8 +374,8 @@ def tune(
     _show(values, study_text(module, outcome))
 
 
-def _write_study(module: ModuleType, outcome: Outcome) -> None:
-    from seqattn.report import plot_importance, plot_trials, write_table
+def _write_study(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
+    from seqattn.report import plot_importance, plot_training, plot_trials, write_table
 
     folder = outcome.output
     names = list(dict.fromkeys(name for trial in outcome.trials for name in trial))
@@ -387,6 +387,11 @@ def _write_study(module: ModuleType, outcome: Outcome) -> None:
         _picture(lambda: plot_importance(outcome.importance, folder / "importance.png"))
     else:
         _note("No importance.png: it needs at least two complete trials with different values.")
+    best, pictures = seqattn.load(folder / "best"), folder / "best"
+    if hasattr(best, "history_"):
+        title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
+        _picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
+    _picture(lambda: module.plots(best, module.load_split(plan.data, "dev", **plan.read), pictures))
 
 
 @cli.group(epilog=_example("datasets list"))

@@ -404,12 +404,13 @@ def study_text(task: ModuleType, outcome: Outcome) -> str:
     counts = f"{outcome.n_complete} complete, {outcome.n_pruned} pruned, {outcome.n_failed} failed"
     best = ", ".join(f"{name}={number(value)}" for name, value in outcome.best_params.items())
     files = {"Model": "best/model.safetensors", "Settings": "best.toml", "Trials": "trials.csv"}
+    pictures = [f"Plot: {path}" for path in sorted(outcome.output.rglob("*.png"))]
     parts = [
         f"Study {outcome.study!r}: {outcome.n_trials} trials ({counts}). Development data, {task.OBJECTIVE}:",
         table(["settings", "trial", "value", "state"], rows),
         f"Best: {best}",
         evaluation_text(task, outcome.test, "best, refitted", "Test data"),
-        "\n".join(f"{what}: {outcome.output / name}" for what, name in files.items()),
+        "\n".join([f"{what}: {outcome.output / name}" for what, name in files.items()] + pictures),
     ]
     return "\n\n".join(parts)
 

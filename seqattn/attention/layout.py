@@ -123,7 +123,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Bucket:
-    """One rectangle: ``rows`` sequences, ``queries`` by ``keys`` slots each; lengths are ``None`` where all are full."""
+    """One rectangle: ``rows`` sequences of ``queries`` by ``keys`` slots; lengths are ``None`` where all are full."""
 
     rows: int
     queries: int
