@@ -198,3 +198,17 @@ def test_a_sequence_of_nothing_but_nan_is_nan(length):
             clean = sequences(batch, layout, call(batch, layout, causal=True, kernel="sdpa").output)
             assert found[0].isnan().all()
             assert torch.equal(found[1], clean[1])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_in_a_query_that_sees_no_key_goes_nowhere(layout, kernel):
+    """With more queries than keys the first ones see nothing if causal; their scores must not reach the keys."""
+    batch = Ragged([20, 2], [18, 2])
+    clean = sequences(batch, layout, call(batch, layout, causal=True, kernel=kernel).output)
+    wanted = gradients(batch, clean)
+    with torch.no_grad():
+        batch.leaves["q"][0][:, :2] = torch.nan
+    found = sequences(batch, layout, call(batch, layout, causal=True, kernel=kernel).output)
+    assert largest_error(found, clean) < 1e-12
+    assert largest_error(gradients(batch, found), wanted) < 1e-12

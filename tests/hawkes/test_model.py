@@ -190,3 +190,26 @@ def test_long_sequences_have_no_position_limit():
 def test_wrong_options_are_refused(option, value, message):
     with pytest.raises(ParameterError, match=message):
         random_module(**{option: value})
+
+
+@pytest.mark.parametrize("form", ["mark", "hidden"])
+def test_permuted_types_with_permuted_weights_give_the_same_loss(form):
+    module, other = random_module(form=form).double(), random_module(form=form).double()
+    order = torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        other.type_embedding.weight[:3] = module.type_embedding.weight[:3][order]
+        heads = (other.mix,) if form == "hidden" else (other.mu, other.eta, other.gamma)
+        for head in heads:
+            head.weight.copy_(head.weight[order])
+            head.bias.copy_(head.bias[order])
+        if form == "mark":
+            other.log_scale.copy_(other.log_scale[order])
+    sequences = random_sequences(8, [6, 11])
+    renamed = torch.argsort(order).numpy()
+    pairs = [(times, renamed[kinds]) for times, kinds in map(sequences.sequence, range(2))]
+    moved = Sequences.from_lists(pairs, window=(0.0, 21.0), labels=3)
+    losses = [
+        model.loss(pack(data, np.arange(2), dtype=torch.float64)).total
+        for model, data in ((module, sequences), (other, moved))
+    ]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-10, atol=0)
