@@ -70,7 +70,7 @@ class SelfAttentiveHawkes(nn.Module):
         d_model: int,
         n_heads: int,
         n_layers: int,
-        dropout: float | int,
+        dropout: float,
         clock: str,
         type_scale: str,
         share_layers: bool,

@@ -50,7 +50,7 @@ class EncoderBlock(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, n_heads: int, dropout: float | int, pattern: str | Pattern = "dense"
+        self, d_model: int, n_heads: int, dropout: float, pattern: str | Pattern = "dense"
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model)
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         d_model: int,
         n_heads: int,
         n_layers: int,
-        dropout: float | int,
+        dropout: float,
         pattern: str | Pattern = "dense",
         share_layers: bool = False,
     ) -> None:
