@@ -49,9 +49,7 @@ class EncoderBlock(nn.Module):
         Share of units that are dropped on both residual branches while training.
     """
 
-    def __init__(
-        self, d_model: int, n_heads: int, dropout: float, pattern: str | Pattern = "dense"
-    ) -> None:
+    def __init__(self, d_model: int, n_heads: int, dropout: float, pattern: str | Pattern = "dense") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model)
         self.attention = SelfAttention(d_model, n_heads, pattern)
