@@ -340,7 +340,7 @@ class SAHP(CallbackSupport, PointProcess):
 
     @torch.no_grad()
     def _infer(self, batch: EventBatch) -> Intensity:
-        intensity = self.module_(batch)
+        intensity = self.module_(batch).detach()
         if self.integral == "monte_carlo":  # random draws would make scores random
             return type(intensity)(**{**vars(intensity), "integral": "graded"})
         return intensity

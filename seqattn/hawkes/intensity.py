@@ -113,6 +113,13 @@ class Intensity(ABC):
         tensors = {name: value.to(dtype) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
+    def detach(self) -> Self:
+        """Return the same states cut off from the weights that made them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+        )
+
     def _blocks(self, elapsed: Tensor, nodes: int) -> Iterator[tuple[Self, Tensor]]:
         """Cut the tokens so that a (tokens, nodes, types) tensor stays small."""
         size = max(1, _BLOCK // max(1, nodes * self.n_types))

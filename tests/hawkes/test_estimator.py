@@ -92,6 +92,8 @@ def test_both_forms_fit_and_forecast(form, held_out):
     result = model.evaluate(held_out)
     assert np.isfinite(result["loglik_per_event"])
     assert result["integral_error"] < 1e-3
+    assert model.predict_next(held_out, horizon=1.0)["p_event"].is_between(0, 1).all()
+    assert (model.intensity(held_out, [50.0]) > 0).all()
 
 
 def test_unit_of_time_does_not_matter():
