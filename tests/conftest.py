@@ -6,6 +6,7 @@ seqattn is imported inside fixtures only: pytest must switch the runtime checks 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before torch is imported: with several processes at work, threads that spin while they wait slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("seqattn", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("seqattn")

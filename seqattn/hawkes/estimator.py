@@ -19,7 +19,7 @@ from seqattn.data.batches import EventBatch, batches
 from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.errors import BackendError, DataError, ParameterError, SeqattnWarning
-from seqattn.hawkes.baselines import EmpiricalMarkov, PoissonProcess, RenewalProcess
+from seqattn.hawkes.readinglines import EmpiricalMarkov, PoissonProcess, RenewalProcess
 from seqattn.hawkes.counting import event_rates, scored_events
 from seqattn.hawkes.exponential import ExponentialHawkes
 from seqattn.hawkes.intensity import Intensity

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from seqattn.data.sequences import Sequences
 from seqattn.data.table import like
 from seqattn.errors import ParameterError
-from seqattn.hawkes.base import EventEstimator
+from seqattn.hawkes.reading import EventEstimator
 from seqattn.hawkes.forecast import next_event
 from seqattn.hawkes.tables import (
     check_begun,

@@ -10,5 +10,5 @@ class PointProcess(Scoring, Forecasting):
     """Base of the estimators for event sequences in continuous time.
 
     A subclass fits itself and yields, for batches of sequences, the intensities after each token
-    (:meth:`seqattn.hawkes.base.EventEstimator._states`). Scores, forecasts and evaluation are then the same for all.
+    (:meth:`seqattn.hawkes.reading.EventEstimator._states`). Scores, forecasts and evaluation are then the same for all.
     """

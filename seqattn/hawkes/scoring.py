@@ -11,7 +11,7 @@ import torch
 
 from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError, SeqattnWarning
-from seqattn.hawkes.base import EventEstimator
+from seqattn.hawkes.reading import EventEstimator
 from seqattn.hawkes.likelihood import IntervalScores, LogLikelihood, score_intervals
 from seqattn.hawkes.metrics import EventForecasts, residual_metrics, time_metrics, type_metrics
 from seqattn.hawkes.tables import forecast_events
