@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seqattn.attention.check import check_call
+from seqattn.attention.check import centre_bias, check_call, stream_band, stream_refusals
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
@@ -18,9 +18,11 @@ from seqattn.attention.patterns import Bias, Dense, Pattern
 from seqattn.attention.plain import Plain
 from seqattn.attention.reference import Reference
 from seqattn.attention.sdpa import Fused
+from seqattn.attention.state import KeyValueState
+from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Fused(), Plain(), Reference())}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Reference())}
 
 
 def attend(
@@ -39,6 +41,7 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
     need: str = "output",
+    state: KeyValueState | None = None,
     kernel: str = "auto",
 ) -> Attention:
     r"""Return softmax attention of queries to the keys that they may see.
@@ -55,7 +58,8 @@ def attend(
     q, k, v
         Queries, keys and values in float16, bfloat16, float32 or float64, all of one type and layout.
     pattern
-        Which keys a query may see: a pattern object, or one of ``"dense"``.
+        Which keys a query may see: a pattern object such as ``Dense()`` or ``Local(100) | Prefix(1)``, or one of
+        ``"dense"``.
     causal
         Whether the last query of a sequence sees all its keys, the one before all but the last, and so on. With as
         many keys as queries: no query sees a later key. Counted per sequence.
@@ -74,13 +78,17 @@ def attend(
         Share of weights that are dropped, from 0 to below 1; pass 0 outside training. Leaves the fused kernel.
     need
         ``"output"``, ``"lse"`` or ``"weights"``: what is returned besides the output, which does not change.
+    state
+        Padded causal self-attention without gradients: q, k and v are the new tokens of sequences whose earlier ones
+        the state holds. The queries see those too, and the state takes the new ones up.
     kernel
         ``"auto"`` for the cheapest kernel that can do the call, or a name from :func:`backends`.
 
     Returns
     -------
     Output and, on request, ``lse`` or ``weights``; see :class:`Attention`. Rows without a visible key, and padded
-    rows, are 0 and pass no gradient.
+    rows, are 0 and pass no gradient. With ``state`` the outputs of the new tokens, equal to the last rows of a call
+    with the whole sequences.
 
     Raises
     ------
@@ -126,9 +134,9 @@ def attend(
         dropout,
         need,
     )
-    chosen = _choose(problem, kernel)
-    result = chosen.run(problem)
-    return isolate(problem, chosen, result) if result.stats["finite"] is False else result
+    if state is not None:
+        return _stream(problem, state, kernel)
+    return _run(problem, _choose(problem, kernel))
 
 
 def backends() -> dict[str, Capability]:
@@ -137,7 +145,7 @@ def backends() -> dict[str, Capability]:
     Examples
     --------
     >>> sorted(backends())
-    ['plain', 'reference', 'sdpa']
+    ['plain', 'reference', 'sdpa', 'window']
     """
     return {name: kernel.capability for name, kernel in KERNELS.items()}
 
@@ -151,7 +159,7 @@ class Candidate:
     refusals: tuple[str, ...]
 
     def __str__(self) -> str:
-        if self.cost is None:
+        if self.cost is None and self.refusals:
             return f"{self.kernel}: no, " + "; ".join(self.refusals)
         return f"{self.kernel}: about {self.cost:.0f} µs"
 
@@ -195,6 +203,7 @@ def explain(
     scale: float | None = None,
     dropout: float = 0.0,
     need: str = "output",
+    state: KeyValueState | None = None,
     kernel: str = "auto",
     training: bool | None = None,
 ) -> Explanation:
@@ -204,7 +213,7 @@ def explain(
     ----------
     q, k, v
         As for :func:`attend`, or their shapes; float32 on the CPU is then assumed.
-    pattern, causal, bias, lengths, layout, key_lengths, key_layout, key_mask, scale, dropout, need, kernel
+    pattern, causal, bias, lengths, layout, key_lengths, key_layout, key_mask, scale, dropout, need, state, kernel
         As for :func:`attend`.
     training
         Whether gradients are wanted; ``None`` looks at the tensors.
@@ -242,11 +251,37 @@ def explain(
     )
     if training is not None:
         problem = replace(problem, training=training)
+    if state is not None:
+        reasons = stream_refusals(problem, kernel)
+        return Explanation(
+            None if reasons else "stream", problem.words(), (Candidate("stream", None, tuple(reasons)),)
+        )
     candidates = [_candidate(one, problem) for one in KERNELS.values()]
     candidates.sort(key=lambda one: math.inf if one.cost is None else one.cost)
     wanted = KERNELS if kernel == "auto" else {_named(kernel).name}
     able = [one.kernel for one in candidates if one.cost is not None and one.kernel in wanted]
     return Explanation(able[0] if able else None, problem.words(), tuple(candidates))
+
+
+def _run(problem: Problem, kernel: Kernel) -> Attention:
+    """Return the result of a kernel, with what is not finite kept to the rows that see it."""
+    result = kernel.run(problem)
+    return isolate(problem, kernel, result) if result.stats["finite"] is False else result
+
+
+def _stream(problem: Problem, state: KeyValueState, kernel: str) -> Attention:
+    """Return attention of new tokens to those of the state and to themselves."""
+    reasons = stream_refusals(problem, kernel)
+    if reasons:
+        raise BackendError(f"A call with state cannot be run: {'; '.join(reasons)}.")
+    bias = None if problem.bias is None else problem.bias.values
+    state.prepare(problem.k, problem.v, bias, stream_band(problem))
+    if problem.queries > 1 and not state.count.any():
+        result = _run(centred := centre_bias(problem), _choose(centred, "auto"))
+        state.append(problem.k, problem.v, bias, problem.lengths)
+        return replace(result, state=state)
+    output = state.attend(problem.q, problem.k, problem.v, bias, problem.lengths, problem.scale)
+    return Attention(output, stats={"kernel": "stream", "finite": None}, state=state)
 
 
 def _choose(problem: Problem, name: str) -> Kernel:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from seqattn.attention.kernel import NEEDS, Problem
 from seqattn.attention.layout import Layout
-from seqattn.attention.patterns import Bias, KeyBias, Pattern, as_pattern
+from seqattn.attention.patterns import Band, Bias, KeyBias, Pattern, as_band, as_pattern
 from seqattn.errors import ParameterError, suggest
 
 
@@ -77,6 +78,45 @@ def check_call(
         cross,
         training,
     )
+
+
+def stream_refusals(problem: Problem, kernel: str) -> list[str]:
+    """Return why a call cannot go on from a state; empty if it can."""
+    band = as_band(problem.pattern)
+    known = {
+        "packed input is not supported, rows are [rows, heads, new tokens, dim]": problem.layout is not None,
+        "causal=True is needed": not problem.causal,
+        "keys of other sequences are not supported": problem.cross,
+        "key_mask is not supported": problem.key_mask is not None,
+        f"pattern {problem.pattern.name!r} is not supported": band is None or band.left == -1,
+        f"{problem.q.dtype} is not supported": problem.q.dtype not in (torch.float32, torch.float64),
+        f"need={problem.need!r} is not supported": problem.need != "output",
+        "dropout > 0 is not supported": problem.dropout > 0,
+        f"kernel={kernel!r} cannot be chosen, states have their own computation": kernel != "auto",
+        "there are no gradients through a state, use torch.no_grad()": problem.training,
+    }
+    return [reason for reason, holds in known.items() if holds]
+
+
+def stream_band(problem: Problem) -> Band:
+    """Return the pattern of a call that :func:`stream_refusals` lets pass."""
+    band = as_band(problem.pattern)
+    if band is None:
+        raise TypeError("Only calls without refusals have a band.")
+    return band
+
+
+def centre_bias(problem: Problem) -> Problem:
+    """Return the padded call with the largest bias of each row at 0, so that large ones keep their digits."""
+    if problem.bias is None:
+        return problem
+    values = problem.bias.values.to(torch.float64)
+    live = values
+    if problem.lengths is not None:
+        outside = torch.arange(problem.keys, device=values.device) >= problem.lengths[:, None]
+        live = values.masked_fill(outside[:, None], -torch.inf)
+    top = live.amax(-1, keepdim=True)
+    return replace(problem, bias=KeyBias(values - top.masked_fill(~top.isfinite(), 0)))
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seqattn.attention.layout import Layout, Plan
 from seqattn.attention.patterns import Bias, Pattern
+from seqattn.attention.state import KeyValueState
 
 NEEDS = ("output", "lse", "weights")
 MAX_WEIGHTS = 2**28
@@ -36,12 +37,15 @@ class Attention:
     stats
         ``kernel``: name of the kernel that ran. ``finite``: whether all inputs were finite, padding aside; ``None``
         where nobody looked (on a GPU it would stall the queue).
+    state
+        With ``state=``: that same object, which now holds the new tokens too.
     """
 
     output: Float[Tensor, "..."]
     weights: Float[Tensor, "batch heads queries keys"] | None = None
     lse: Float[Tensor, "..."] | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
+    state: KeyValueState | None = None
 
 
 @dataclass(slots=True, eq=False)

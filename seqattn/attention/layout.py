@@ -7,6 +7,7 @@ The index tensors for that depend on the lengths only, and are kept on the :clas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -72,7 +73,7 @@ class Layout:
         self.max_len = longest if max_len is None else int(max_len)
         self.lengths = lengths
         self.n_tokens = int(places[-1])
-        self._kept: dict[Any, Plan] = {}
+        self._kept: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, lengths: Any, device: torch.device | str = "cpu") -> Layout:
@@ -105,9 +106,21 @@ class Layout:
         heads
             Number of query heads; with more heads padding costs more, so buckets get narrower.
         """
-        key = (keys, heads)
+        found: Plan = self.keep((keys, heads), lambda: _plan(self, keys, CALL_IN_PAIRS / max(heads, 1)))
+        return found
+
+    def keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was kept under a key; the first time, what ``make`` returns.
+
+        Parameters
+        ----------
+        key
+            Anything hashable on which the kept object depends besides the lengths.
+        make
+            Derives the object from this layout.
+        """
         if key not in self._kept:
-            self._kept[key] = _plan(self, keys, CALL_IN_PAIRS / max(heads, 1))
+            self._kept[key] = make()
         return self._kept[key]
 
 
@@ -150,10 +163,10 @@ def _plan(queries: Layout, keys: Layout, call_in_pairs: float) -> Plan:
     n, m = queries.lengths, keys.lengths
     order = np.lexsort((-m, -n))
     order = order[(n[order] > 0) & (m[order] > 0)]
-    cuts = _cuts(n[order].tolist(), m[order].tolist(), call_in_pairs)
+    bounds = cuts(n[order].tolist(), m[order].tolist(), call_in_pairs)
     device = queries.offsets.device
     buckets, wide_n, wide_m = [], np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
-    for first, last in pairwise([*cuts, len(order)]):
+    for first, last in pairwise([*bounds, len(order)]):
         bucket = _bucket(order[first:last], n, m, device)
         wide_n[first:last], wide_m[first:last] = bucket.queries, bucket.keys
         buckets.append(bucket)
@@ -162,23 +175,23 @@ def _plan(queries: Layout, keys: Layout, call_in_pairs: float) -> Plan:
     return Plan(query, key, tuple(buckets), int((wide_n * wide_m).sum()))
 
 
-def _cuts(n: list[int], m: list[int], call_in_pairs: float) -> list[int]:
+def cuts(n: list[int], m: list[int], call_in_pairs: float) -> list[int]:
     """Return where buckets begin: one ends before its padding would cost more than a further call.
 
     For evenly spread lengths that is the best size: the cost per sequence of calls and padding is least where
     both are equal.
     """
-    cuts: list[int] = []
+    found: list[int] = []
     used = widest_n = widest_m = 0
     for place, (queries, keys) in enumerate(zip(n, m, strict=True)):
         grown = max(widest_m, keys)
-        waste = (place - cuts[-1] + 1) * widest_n * grown - used - queries * keys if cuts else 0
-        if not cuts or waste > call_in_pairs:
-            cuts.append(place)
+        waste = (place - found[-1] + 1) * widest_n * grown - used - queries * keys if found else 0
+        if not found or waste > call_in_pairs:
+            found.append(place)
             used, widest_n, grown = 0, queries, keys
         used += queries * keys
         widest_m = grown
-    return cuts
+    return found
 
 
 def _bucket(members: np.ndarray, n: np.ndarray, m: np.ndarray, device: torch.device) -> Bucket:

@@ -41,6 +41,10 @@ class Pattern(ABC):
         Booleans of the common shape.
         """
 
+    def __or__(self, other: Pattern) -> Pattern:
+        """Return the union: a key is visible if either pattern shows it."""
+        return Union(self, other)
+
 
 @dataclass(frozen=True)
 class Dense(Pattern):
@@ -57,6 +61,141 @@ class Dense(Pattern):
 
     def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         return (i == i) & (j == j)
+
+
+@dataclass(frozen=True)
+class Local(Pattern):
+    r"""Every query sees itself, some keys before it and some after it.
+
+    .. math:: -\mathrm{right} \le i - j \le \mathrm{left}
+
+    Parameters
+    ----------
+    left
+        Number of keys before the query that it sees, itself not counted; 0 or more.
+    right
+        The same after it; under ``causal`` they stay hidden.
+
+    Raises
+    ------
+    ParameterError
+        A number is negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> place = torch.arange(4)
+    >>> Local(1).visible(place[:, None], place).int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+
+    left: int
+    right: int = 0
+
+    name = "local"
+
+    def __post_init__(self) -> None:
+        _check_count("Local", "left", self.left)
+        _check_count("Local", "right", self.right)
+
+    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        return (i - j <= self.left) & (j - i <= self.right)
+
+
+@dataclass(frozen=True)
+class Prefix(Pattern):
+    """Every query sees the first tokens of its sequence: start tokens, context, sinks.
+
+    Under ``causal`` a query among the first tokens sees those up to itself.
+
+    Parameters
+    ----------
+    n
+        Number of tokens that everyone sees; 0 or more.
+
+    Raises
+    ------
+    ParameterError
+        ``n`` is negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> place = torch.arange(4)
+    >>> (Local(1) | Prefix(1)).visible(place[:, None], place).int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
+    """
+
+    n: int
+
+    name = "prefix"
+
+    def __post_init__(self) -> None:
+        _check_count("Prefix", "n", self.n)
+
+    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        return (i == i) & (j < self.n)
+
+
+@dataclass(frozen=True)
+class Union(Pattern):
+    """A key is visible if one of two patterns shows it; written ``first | second``.
+
+    Parameters
+    ----------
+    first, second
+        Patterns; unions too.
+    """
+
+    first: Pattern
+    second: Pattern
+
+    name = "union"
+
+    def __post_init__(self) -> None:
+        parts: tuple[object, ...] = (self.first, self.second)
+        if not all(isinstance(part, Pattern) for part in parts):
+            raise TypeError(f"The parts of a union must be patterns, got {parts!r}.")
+
+    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        return self.first.visible(i, j) | self.second.visible(i, j)
+
+
+def _check_count(pattern: str, name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ParameterError(f"{name} of {pattern} must be a whole number of keys, 0 or more, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Band:
+    """A window of ``left`` keys before and ``right`` after the query, and the first ``prefix`` keys.
+
+    ``left`` is ``None`` where the window never ends, and -1 where there is none.
+    """
+
+    left: int | None
+    right: int
+    prefix: int
+
+
+def as_band(pattern: Pattern) -> Band | None:
+    """Return the pattern as one window with a prefix, or ``None`` if it has no such form.
+
+    Every window holds the query itself, so the union of several is again one.
+    """
+    if isinstance(pattern, Dense):
+        return Band(None, 0, 0)
+    if isinstance(pattern, Local):
+        return Band(pattern.left, pattern.right, 0)
+    if isinstance(pattern, Prefix):
+        return Band(-1, 0, pattern.n)
+    parts = [as_band(part) for part in (pattern.first, pattern.second)] if isinstance(pattern, Union) else []
+    bands = [part for part in parts if part is not None]
+    if len(bands) < 2:
+        return None
+    lefts = [band.left for band in bands if band.left is not None]
+    left = max(lefts) if len(lefts) == 2 else None
+    return Band(left, max(band.right for band in bands), max(band.prefix for band in bands))
 
 
 PATTERNS: dict[str, type[Pattern]] = {"dense": Dense}

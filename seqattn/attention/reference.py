@@ -70,7 +70,7 @@ def _one(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, lse and weights of one sequence ``[heads, length, dim]``."""
-    q, k, v, bias = (x.to(statistic_dtype(x)) for x in (q, k, v, bias))
+    q, k, v, bias = (x.to(statistic_dtype(q)) for x in (q, k, v, bias))
     i = torch.arange(q.shape[1], device=q.device)[:, None]
     j = torch.arange(k.shape[1], device=q.device)[None, :]
     visible = problem.pattern.visible(i, j) & (bias != -torch.inf)[:, None, :]

@@ -78,16 +78,16 @@ class Fused(Kernel):
         """Compute one fused call per rectangle."""
         if is_empty(problem):
             return empty_attention(problem, self.name)
-        lowered = _lowered(problem)
-        if lowered.layout is not None and lowered.q.device.type == "cpu":
-            output, lse, finite = _Packed.apply(lowered.q, lowered.k, lowered.v, lowered)
+        low = lowered(problem)
+        if low.layout is not None and low.q.device.type == "cpu":
+            output, lse, finite = _Packed.apply(low.q, low.k, low.v, low)
             result = Attention(output, None, lse, {"kernel": self.name, "finite": finite})
         else:
-            result = run_rectangles(lowered, _solve, self.name)
-        return result if lowered is problem else _raised(result, problem)
+            result = run_rectangles(low, _solve, self.name)
+        return result if low is problem else raised(result, problem)
 
 
-def _lowered(problem: Problem) -> Problem:
+def lowered(problem: Problem) -> Problem:
     """Return the same call in the form that the fused kernel takes: equal heads, equal widths, no bias.
 
     Bias and hidden keys become one feature: 1 in the query, bias / scale in the key. The values get a feature too,
@@ -136,7 +136,7 @@ def _feature(problem: Problem, k: Tensor) -> tuple[Tensor, Tensor]:
     return feature.masked_fill(hidden, HIDDEN).expand(size), (~hidden).to(k.dtype).expand(size)
 
 
-def _raised(result: Attention, problem: Problem) -> Attention:
+def raised(result: Attention, problem: Problem) -> Attention:
     """Return the result of a lowered call in the form of the call itself."""
     width = problem.v.shape[-1]
     output, lse = result.output[..., :width], result.lse

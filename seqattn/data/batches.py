@@ -40,6 +40,8 @@ class EventBatch:
         Time since the previous token, in model units; 0 at start tokens.
     elapsed
         Time since T0, in model units.
+    age
+        Time since the first event of the sequence, in model units; 0 at start tokens.
     until
         Length of the interval after the token, in model units.
     target
@@ -50,6 +52,9 @@ class EventBatch:
         Position of the token in its sequence, 0 at start tokens.
     rows
         Number of each sequence in the :class:`Sequences` that it came from.
+    since
+        Time since the last event of each type up to and including the token, since T0 where there was none, in model
+        units; ``None`` unless asked for.
     """
 
     offsets: Int[Tensor, " bounds"]
@@ -57,11 +62,13 @@ class EventBatch:
     types: Int[Tensor, " tokens"]
     gap: Float[Tensor, " tokens"]
     elapsed: Float[Tensor, " tokens"]
+    age: Float[Tensor, " tokens"]
     until: Float[Tensor, " tokens"]
     target: Int[Tensor, " tokens"]
     scored: Bool[Tensor, " tokens"]
     position: Int[Tensor, " tokens"]
     rows: Int[Tensor, " batch"]
+    since: Float[Tensor, "tokens types"] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -177,6 +184,7 @@ def pack(
     *,
     scale: float | int = 1.0,
     dtype: torch.dtype = torch.float32,
+    recency: bool = False,
 ) -> EventBatch:
     """Return some sequences as one batch of packed tokens.
 
@@ -193,6 +201,8 @@ def pack(
         Length of one model unit, in the user's unit; positive.
     dtype
         Kind of the times in the batch.
+    recency
+        Whether the batch holds the time since the last event of each type.
 
     Examples
     --------
@@ -219,7 +229,11 @@ def pack(
     until[last], target[last] = end - times[last], -1
     gap = np.zeros_like(times)
     gap[is_event] = np.diff(times, prepend=0.0)[is_event]
+    begun = np.minimum(offsets[:-1] + 1, last)[number]  # the token of the first event, or the start token
     seconds = {"gap": gap, "elapsed": times - start[number], "until": until}
+    seconds["age"] = np.where(is_event, times - times[begun], 0.0)
+    if recency:
+        seconds["since"] = _recency(times, types, offsets[:-1][number], sequences.n_types)
     return EventBatch(
         offsets=torch.from_numpy(offsets.astype(np.int32)),
         max_len=int(lengths.max(initial=-1)) + 1,
@@ -230,6 +244,15 @@ def pack(
         rows=torch.from_numpy(rows),
         **{name: torch.from_numpy(values / scale).to(dtype) for name, values in seconds.items()},
     )
+
+
+def _recency(times: np.ndarray, types: np.ndarray, begin: np.ndarray, n_types: int) -> np.ndarray:
+    """Return the time since the last event of each type, counted from the start token where there was none."""
+    latest = np.repeat(begin[:, None], n_types, axis=1)
+    token = np.flatnonzero(types < n_types)
+    latest[token, types[token]] = token
+    # Start tokens of later sequences stand behind all earlier tokens, so that nothing is carried over.
+    return times[:, None] - times[np.maximum.accumulate(latest, axis=0)]
 
 
 class Batches:
@@ -245,21 +268,29 @@ class Batches:
         Length of one model unit, in the user's unit.
     dtype
         Kind of the times in the batches.
+    recency
+        Whether the batches hold the time since the last event of each type.
     """
 
     def __init__(
-        self, sequences: Sequences, plan: list[np.ndarray], scale: float | int, dtype: torch.dtype
+        self,
+        sequences: Sequences,
+        plan: list[np.ndarray],
+        scale: float | int,
+        dtype: torch.dtype,
+        recency: bool = False,
     ) -> None:
         self.sequences = sequences
         self.plan = plan
         self.scale = scale
         self.dtype = dtype
+        self.recency = recency
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, i: int | np.integer) -> EventBatch:
-        return pack(self.sequences, self.plan[i], scale=self.scale, dtype=self.dtype)
+        return pack(self.sequences, self.plan[i], scale=self.scale, dtype=self.dtype, recency=self.recency)
 
     def __iter__(self) -> Iterator[EventBatch]:
         return (self[i] for i in range(len(self)))
@@ -271,6 +302,7 @@ def batches(
     *,
     scale: float | int = 1.0,
     dtype: torch.dtype = torch.float32,
+    recency: bool = False,
     seed: int | None = None,
     epoch: int = 0,
 ) -> Batches:
@@ -286,6 +318,8 @@ def batches(
         Length of one model unit, in the user's unit.
     dtype
         Kind of the times in the batches.
+    recency
+        As in :func:`pack`.
     seed, epoch
         As in :func:`plan_batches`.
 
@@ -300,4 +334,4 @@ def batches(
     [2, 3]
     """
     plan = plan_batches(sequences.lengths + 1, budget, seed=seed, epoch=epoch)
-    return Batches(sequences, plan, scale, dtype)
+    return Batches(sequences, plan, scale, dtype, recency)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from seqattn.data.batches import EventBatch
+from seqattn.data.batches import EventBatch, pack
 from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError, ParameterError
 from seqattn.hawkes.counting import (
@@ -22,12 +23,38 @@ from seqattn.hawkes.counting import (
     tails,
     transitions,
 )
+from seqattn.hawkes.histories import Histories, Remembered
 from seqattn.hawkes.intensity import Intensity, LinearIntensity
 from seqattn.hawkes.process import PointProcess
 from seqattn.hawkes.renewal import GAP_LAWS, MarkovIntensity, RenewalIntensity, fit_gap_law
 
 
-class PoissonProcess(PointProcess):
+class SimpleProcess(PointProcess):
+    """Base of the processes whose intensities follow from a few numbers of each history."""
+
+    @abstractmethod
+    def _recall(self, memory: torch.Tensor) -> Intensity:
+        """Return the intensities that follow from memories, of shape (tokens, numbers)."""
+
+    def _memories(self, batch: EventBatch) -> torch.Tensor:
+        """Return what is remembered after each token; nothing, unless a subclass says otherwise."""
+        return torch.zeros(batch.n_tokens, 0, dtype=torch.float64)
+
+    def _remember(self, memory: torch.Tensor, gap: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        """Return what is remembered after one more event in each history."""
+        return memory
+
+    def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
+        for batch in self._packed(sequences, torch.float64):
+            yield batch, self._recall(self._memories(batch))
+
+    def _histories(self, sequences: Sequences) -> Histories:
+        batch = pack(sequences, np.arange(len(sequences)), dtype=torch.float64)
+        memory = self._memories(batch)[batch.offsets[1:].long() - 1]
+        return Remembered(memory, self._recall, self._remember)
+
+
+class PoissonProcess(SimpleProcess):
     r"""Constant rates: :math:`\lambda_k = n_k / \text{total window}`, independent of the past.
 
     Parameters
@@ -97,13 +124,12 @@ class PoissonProcess(PointProcess):
         tails = [(1 - level) / 2, (1 + level) / 2]
         return stats.gamma.ppf(np.array(tails), self.counts_[:, None] + 0.5, scale=1 / self.exposure_[0])
 
-    def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
-        for batch in self._packed(sequences, torch.float64):
-            base = torch.from_numpy(self.rate_).expand(len(batch.types), -1)
-            yield batch, LinearIntensity(base, torch.zeros_like(base), torch.ones_like(base[:, 0]))
+    def _recall(self, memory: torch.Tensor) -> Intensity:
+        base = torch.from_numpy(self.rate_).expand(len(memory), -1)
+        return LinearIntensity(base, torch.zeros_like(base), torch.ones_like(base[:, 0]))
 
 
-class RenewalProcess(PointProcess):
+class RenewalProcess(SimpleProcess):
     r"""Independent gaps of one law, independent types: :math:`\lambda_k(u) = p_k\, h(u)` with hazard h.
 
     Parameters
@@ -170,14 +196,13 @@ class RenewalProcess(PointProcess):
         self.shape_ = fits[self.law_][0]
         return self
 
-    def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
-        for batch in self._packed(sequences, torch.float64):
-            age = torch.zeros(len(batch.types), dtype=torch.float64)
-            share, shape = torch.from_numpy(self.share_), tuple(self.shape_.tolist())
-            yield batch, RenewalIntensity(age, share, self.law_, shape, float(self.shortest_[0]))
+    def _recall(self, memory: torch.Tensor) -> Intensity:
+        age = torch.zeros(len(memory), dtype=torch.float64)
+        share, shape = torch.from_numpy(self.share_), tuple(self.shape_.tolist())
+        return RenewalIntensity(age, share, self.law_, shape, float(self.shortest_[0]))
 
 
-class EmpiricalMarkov(PointProcess):
+class EmpiricalMarkov(SimpleProcess):
     r"""Type from the last type, exponential gaps whose mean depends on the last type.
 
     .. math:: \lambda_k(u) = P(k \mid \text{last})\, r(\text{last})
@@ -234,13 +259,18 @@ class EmpiricalMarkov(PointProcess):
         self.origin_, self.next_ = pairs // size, pairs % size
         return self
 
-    def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
+    def _memories(self, batch: EventBatch) -> torch.Tensor:
+        return batch.types[:, None].double()
+
+    def _remember(self, memory: torch.Tensor, gap: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        return kind[:, None].double()
+
+    def _recall(self, memory: torch.Tensor) -> Intensity:
         shape = (self.n_types_ + 1, self.n_types_)
         counts = sparse.csr_matrix((self.counts_.astype(float), (self.origin_, self.next_)), shape=shape)
         leaving = np.asarray(counts.sum(1))[:, 0] + 1
-        for batch in self._packed(sequences, torch.float64):
-            last = batch.types.numpy()
-            share = (counts[last].toarray() + self.share_) / leaving[last][:, None]
-            base = torch.from_numpy(share * self.rate_[last][:, None])
-            middle = torch.from_numpy(self.median_[last])
-            yield batch, MarkovIntensity(base, torch.zeros_like(base), torch.ones_like(middle), middle)
+        last = memory[:, 0].long().numpy()
+        share = (counts[last].toarray() + self.share_) / leaving[last][:, None]
+        base = torch.from_numpy(share * self.rate_[last][:, None])
+        middle = torch.from_numpy(self.median_[last])
+        return MarkovIntensity(base, torch.zeros_like(base), torch.ones_like(middle), middle)

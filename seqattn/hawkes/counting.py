@@ -65,6 +65,23 @@ def tails(sequences: Sequences) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     return last, np.asarray(sequences.end) - since
 
 
+def recurrences(sequences: Sequences) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the type of every event that its sequence has seen before, and the time since then."""
+    rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    order = np.lexsort((np.arange(sequences.n_events), sequences.types, rows))
+    row, kind, time = rows[order], np.asarray(sequences.types)[order].astype(np.int64), sequences.times[order]
+    again = (np.diff(row) == 0) & (np.diff(kind) == 0)
+    return kind[1:][again], np.diff(time)[again]
+
+
+def inner_gaps(sequences: Sequences) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the type of every event but the first of its sequence, and the time since the event before it."""
+    inside = np.ones(sequences.n_events, dtype=bool)
+    inside[sequences.offsets[:-1][sequences.lengths > 0]] = False
+    gaps = np.diff(sequences.times, prepend=0.0)
+    return np.asarray(sequences.types)[inside].astype(np.int64), gaps[inside]
+
+
 def scored_gaps(sequences: Sequences) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the gaps before scored events, and the positive censored last pieces."""
     left = tails(sequences)[1]

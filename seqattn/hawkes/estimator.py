@@ -15,16 +15,19 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from seqattn.attention.patterns import Pattern
-from seqattn.data.batches import EventBatch, batches
+from seqattn.data.batches import EventBatch, batches, pack
 from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.errors import BackendError, DataError, ParameterError, SeqattnWarning
-from seqattn.hawkes.readinglines import EmpiricalMarkov, PoissonProcess, RenewalProcess
-from seqattn.hawkes.counting import event_rates, scored_events
+from seqattn.hawkes.baselines import EmpiricalMarkov, PoissonProcess, RenewalProcess
+from seqattn.hawkes.counting import event_rates, inner_gaps, recurrences, scored_events
 from seqattn.hawkes.exponential import ExponentialHawkes
+from seqattn.hawkes.histories import Attended, Histories
 from seqattn.hawkes.intensity import Intensity
-from seqattn.hawkes.model import SelfAttentiveHawkes, check_whole
+from seqattn.hawkes.kernels import kernel_starts
+from seqattn.hawkes.model import SelfAttentiveHawkes
 from seqattn.hawkes.process import PointProcess
+from seqattn.hawkes.reading import check_whole
 from seqattn.train.callbacks import CallbackSupport, Progress, ScikitLearnCallbacks, with_callbacks
 from seqattn.train.history import History
 from seqattn.train.loop import Observer, fit_module
@@ -55,8 +58,20 @@ class SAHP(CallbackSupport, PointProcess):
         Width (even, a multiple of the heads), heads and layers of the encoder.
     dropout
         Share of units dropped while training, in [0, 1).
+    n_decays
+        Decays per type (or hidden unit); 1 is the paper.
+    own_kernels, gap_kernels
+        Gaussian kernels per type on the time since the last event of that type, and since the last event of any
+        type: peaks of the intensity at a distance. 0 for none.
     clock
         What the positional encoding is shifted by: ``"gap"``, ``"log_gap"`` (heavy tails) or ``"time"``.
+    time_features
+        Whether a small network of gap and age is added to each token.
+    time_decay
+        Whether attention decays with the age of the other token, at a learned rate per head and layer.
+    max_context
+        Number of events that each state sees besides the start token; ``None`` for all. Memory and time then grow
+        linearly with the length.
     type_scale
         Factor on type embeddings, ``"one"`` or ``"sqrt_d"``.
     share_layers
@@ -129,13 +144,19 @@ class SAHP(CallbackSupport, PointProcess):
         n_heads: int = 2,
         n_layers: int = 2,
         dropout: float = 0.1,
+        n_decays: int = 1,
+        own_kernels: int = 0,
+        gap_kernels: int = 0,
         clock: str = "gap",
+        time_features: bool = False,
+        time_decay: bool = False,
+        max_context: int | None = None,
         type_scale: str = "one",
         share_layers: bool = False,
         mu_eta_activation: str = "linear",
         learn_scale: bool = True,
         integral: str = "graded",
-        nodes: int = 12,
+        nodes: int = 8,
         attention: str | Pattern = "dense",
         epochs: int = 40,
         batch_size: int = 2048,
@@ -158,7 +179,13 @@ class SAHP(CallbackSupport, PointProcess):
         self.n_heads = n_heads
         self.n_layers = n_layers
         self.dropout = dropout
+        self.n_decays = n_decays
+        self.own_kernels = own_kernels
+        self.gap_kernels = gap_kernels
         self.clock = clock
+        self.time_features = time_features
+        self.time_decay = time_decay
+        self.max_context = max_context
         self.type_scale = type_scale
         self.share_layers = share_layers
         self.mu_eta_activation = mu_eta_activation
@@ -236,13 +263,15 @@ class SAHP(CallbackSupport, PointProcess):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             rates = torch.from_numpy(event_rates(train) * self.scale_)
-            self.module_ = self._module(rates).to(device=device, dtype=dtype)
+            self.module_ = self._module(rates)
+            self._place_kernels(train)
+            self.module_.to(device=device, dtype=dtype)
         now = {"labels_": self.labels_, "n_types_": self.n_types_, "unit_": self.unit_, "scale_": self.scale_}
         scikit = ScikitLearnCallbacks(
             self, train, train, fitted=lambda: {**now, "module_": copy.deepcopy(self.module_).eval()}
         )
         watching = [*observers, *([Progress()] if self.verbose else []), scikit]
-        packed = partial(batches, scale=self.scale_, dtype=dtype)
+        packed = partial(batches, scale=self.scale_, dtype=dtype, recency=self.module_.needs_recency)
         self.history_ = fit_module(
             self.module_,
             lambda epoch: packed(train, self.batch_size, seed=seed, epoch=epoch),
@@ -276,7 +305,13 @@ class SAHP(CallbackSupport, PointProcess):
             n_heads=self.n_heads,
             n_layers=self.n_layers,
             dropout=self.dropout,
+            n_decays=self.n_decays,
+            own_kernels=self.own_kernels,
+            gap_kernels=self.gap_kernels,
             clock=self.clock,
+            time_features=self.time_features,
+            time_decay=self.time_decay,
+            max_context=self.max_context,
             type_scale=self.type_scale,
             share_layers=self.share_layers,
             mu_eta_activation=self.mu_eta_activation,
@@ -285,6 +320,19 @@ class SAHP(CallbackSupport, PointProcess):
             nodes=self.nodes,
             attention=self.attention,
         )
+
+    def _place_kernels(self, train: Sequences) -> None:
+        """Start the kernels at the gaps of the training data, no narrower than a grid of its times."""
+        grid = train.grid()
+        narrowest = 0.0 if grid is None else grid.spacing / self.scale_
+        for bank, gaps, spacing in (
+            (self.module_.own, recurrences, "range"),
+            (self.module_.gap, inner_gaps, "neighbours"),
+        ):
+            if bank is not None:
+                types, lengths = gaps(train)
+                start = kernel_starts(types, lengths / self.scale_, *bank.shape[::-1], spacing)
+                bank.place(*start, narrowest)
 
     def _split(self, sequences: Sequences, validation: Any, seed: int) -> tuple[Sequences, Sequences | None]:
         """Return what is trained on and what is held out."""
@@ -334,15 +382,18 @@ class SAHP(CallbackSupport, PointProcess):
 
     def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
         device, dtype = self._place()
-        for batch in self._packed(sequences, dtype):
+        for batch in self._packed(sequences, dtype, self.module_.needs_recency):
             moved = batch.to(device)
             yield moved, self._infer(moved)
+
+    def _histories(self, sequences: Sequences) -> Histories:
+        rows = np.arange(len(sequences))
+        batch = pack(sequences, rows, scale=self.scale_, dtype=torch.float64)
+        return Attended.after(self.module_, batch.to(self._place()[0]))
 
     @torch.no_grad()
     def _infer(self, batch: EventBatch) -> Intensity:
         intensity = self.module_(batch).detach()
-        if self.integral == "monte_carlo":  # random draws would make scores random
-            return type(intensity)(**{**vars(intensity), "integral": "graded"})
         return intensity
 
     def _place(self) -> tuple[torch.device, torch.dtype]:

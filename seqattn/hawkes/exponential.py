@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import optimize, sparse
-from sklearn.utils import check_random_state
 
 from seqattn.data.batches import EventBatch
 from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError
+from seqattn.hawkes.baselines import SimpleProcess
 from seqattn.hawkes.counting import UNSEEN, event_rates, scored_events, scored_exposure
 from seqattn.hawkes.intensity import Intensity, LinearIntensity
-from seqattn.hawkes.process import PointProcess
 
 
-class ExponentialHawkes(PointProcess):
+class ExponentialHawkes(SimpleProcess):
     r"""Multivariate Hawkes process with exponential kernels and one decay.
 
     .. math:: \lambda_k(t) = \mu_k + \sum_{t_j < t} A_{k k_j}\,\beta e^{-\beta (t - t_j)}
@@ -113,74 +112,20 @@ class ExponentialHawkes(PointProcess):
         """Largest absolute eigenvalue of the excitation matrix."""
         return float(np.abs(np.linalg.eigvals(self.excitation_)).max())
 
-    def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
+    def _memories(self, batch: EventBatch) -> torch.Tensor:
+        ranks = _Ranks(batch.offsets.numpy())
+        types, gaps = batch.types.numpy(), batch.gap.numpy()
+        return torch.from_numpy(ranks.decayed_counts(types, gaps, float(self.decay_[0]), self.n_types_)[0])
+
+    def _remember(self, memory: torch.Tensor, gap: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        faded = memory * torch.exp(-float(self.decay_[0]) * gap)[:, None]
+        return faded.scatter_add(1, kind[:, None], torch.ones_like(faded[:, :1]))
+
+    def _recall(self, memory: torch.Tensor) -> Intensity:
         decay = float(self.decay_[0])
-        for batch in self._packed(sequences, torch.float64):
-            ranks = _Ranks(batch.offsets.numpy())
-            memory = ranks.decayed_counts(batch.types.numpy(), batch.gap.numpy(), decay, self.n_types_)[0]
-            excitation = torch.from_numpy(decay * memory @ self.excitation_.T)
-            base = torch.from_numpy(self.mu_).expand_as(excitation)
-            yield batch, LinearIntensity(base, excitation, base.new_full((len(base),), decay))
-
-    def sample(
-        self, n_paths: int = 1, t_end: float = 100.0, max_events: int = 100_000, random_state: Any = None
-    ) -> Sequences:
-        """Simulate paths on [0, t_end] by exact thinning, all paths at once.
-
-        Parameters
-        ----------
-        n_paths
-            Number of paths.
-        t_end
-            End of the window, in time units.
-        max_events
-            Most events per path.
-        random_state
-            Seed or generator, as in scikit-learn.
-
-        Raises
-        ------
-        DataError
-            A path reached ``max_events``: the process is explosive or the window too long.
-        """
-        rng = check_random_state(random_state)
-        times, kinds, rows = _thin(self, rng, n_paths, t_end, max_events)
-        order = np.lexsort((times, rows))
-        ends = np.searchsorted(rows[order], np.arange(1, n_paths))
-        pairs = zip(np.split(times[order], ends), np.split(kinds[order], ends), strict=True)
-        named = [(path, np.array(self.labels_, dtype=object)[codes].tolist()) for path, codes in pairs]
-        return Sequences.from_lists(named, window=(0.0, t_end), labels=self.labels_)
-
-
-def _thin(
-    model: ExponentialHawkes, rng: np.random.RandomState, n_paths: int, t_end: float, max_events: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Ogata's thinning: between events the intensities only fall, so that their present sum is a bound."""
-    decay = float(model.decay_[0])
-    now, memory = np.zeros(n_paths), np.zeros((n_paths, model.n_types_))
-    count = np.zeros(n_paths, dtype=int)
-    alive, found = np.arange(n_paths), []
-    while len(alive):
-        rates = model.mu_ + decay * memory[alive] @ model.excitation_.T
-        wait = rng.exponential(size=len(alive)) / rates.sum(1)
-        now[alive] += wait
-        memory[alive] *= np.exp(-decay * wait)[:, None]
-        later = model.mu_ + decay * memory[alive] @ model.excitation_.T
-        accepted = (rng.uniform(size=len(alive)) * rates.sum(1) < later.sum(1)) & (now[alive] <= t_end)
-        winners = alive[accepted]
-        bounds = later[accepted].cumsum(1)
-        kinds = (rng.uniform(size=len(winners))[:, None] * bounds[:, -1:] > bounds).sum(1)
-        memory[winners, kinds] += 1
-        count[winners] += 1
-        found.append((now[winners], kinds, winners))
-        if (count >= max_events).any():
-            raise DataError(
-                f"A path reached max_events={max_events} before t_end={t_end}. Spectral radius of the excitation: "
-                f"{model.spectral_radius_:.3f} (stable below 1). Raise max_events or shorten t_end."
-            )
-        alive = alive[now[alive] <= t_end]
-    times, kinds, rows = (np.concatenate(part) for part in zip(*found, strict=True))
-    return times, kinds, rows
+        excitation = decay * memory @ torch.from_numpy(self.excitation_.T.copy())
+        base = torch.from_numpy(self.mu_).expand_as(excitation)
+        return LinearIntensity(base, excitation, base.new_full((len(base),), decay))
 
 
 class _Ranks:

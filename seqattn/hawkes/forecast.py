@@ -8,41 +8,57 @@ exactly exponential. There is no largest gap to choose.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.polynomial import legendre
 from torch import Tensor
 
 from seqattn.hawkes.intensity import Intensity
 
-# Nodes per panel: with panels growing by a factor of at most _GROWTH, survival is integrated to about 1e-7.
+# Nodes per panel: with panels growing by a factor of at most 2.5, survival is integrated to about 1e-7.
 _NODES = 8
-_GROWTH = 2.5
-_MOST_PANELS = 64
-# Survival below which nothing is left to forecast.
-_NOTHING_LEFT = 1e-6
-# Largest accepted error of the total probability before a token is computed again on more panels.
+_GROWTH = 1.5
+_MOST_STEPS = 2000
+# Expected events after which nothing is left to forecast: survival is below 1e-6.
+_ENOUGH = 13.9
+# Largest accepted error of the total probability before a token is computed again on shorter panels.
 _MASS_ERROR = 1e-5
-_BLOCK = 1 << 21
+_MOST_REFINEMENTS = 4
+# Halvings of a panel that leave 1e-12 of it.
+_HALVINGS = 40
+# Elements of (tokens, nodes, types) per step.
+_BLOCK = 1 << 19
 
 
-@lru_cache(maxsize=1)
-def _collocation() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes and weights on (0, 1), and the matrix that integrates the interpolant from 0 to each node."""
+class _Rule(NamedTuple):
+    """Gauss-Legendre on (0, 1): nodes, weights, and the powers of the interpolant's integral from 0."""
+
+    nodes: Tensor
+    weights: Tensor
+    to_nodes: Tensor  # values at the nodes -> integral from 0 to each node
+    powers: Tensor  # values at the nodes -> coefficients of s, s^2, ... of the integral from 0 to s
+
+    def until(self, values: Tensor, place: Tensor) -> Tensor:
+        """Return the integral from 0 to a place in each row."""
+        coefficients = values @ self.powers.T
+        answer = torch.zeros_like(place)
+        for column in reversed(coefficients.unbind(1)):
+            answer = (answer + column) * place
+        return answer
+
+
+@lru_cache(maxsize=8)
+def _rule(device: torch.device) -> _Rule:
     nodes, weights = legendre.leggauss(_NODES)
-    x = (nodes + 1) / 2
-    powers = np.vander(x, _NODES, increasing=True)
-    antiderivative = x[:, None] ** np.arange(1, _NODES + 1) / np.arange(1, _NODES + 1)
-    return x, weights / 2, antiderivative @ np.linalg.inv(powers)
-
-
-def _constants(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x, weights, partial = (torch.from_numpy(values).to(like.device) for values in _collocation())
-    return x, weights, partial
+    x, order = (nodes + 1) / 2, np.arange(1, _NODES + 1)
+    powers = np.linalg.inv(np.vander(x, _NODES, increasing=True)) / order[:, None]
+    values = (x, weights / 2, (x[:, None] ** order) @ powers, powers)
+    return _Rule(*(torch.from_numpy(value).to(device) for value in values))
 
 
 @dataclass(frozen=True)
@@ -104,159 +120,201 @@ def next_event(
     closed = getattr(intensity, "next_event", None)
     if closed is not None:
         return closed(levels, observed)
-    panels = _panel_counts(intensity)
-    order = torch.argsort(panels[0])
-    parts, start = [], 0
-    while start < len(order):
-        # Tokens are sorted by their number of panels, so that a block wastes few.
-        most = int(panels[0][order[min(start + 4096, len(order)) - 1]])
-        size = max(1, _BLOCK // (most * _NODES * intensity.n_types))
-        rows = order[start : start + min(size, 4096)]
+    size = max(1, _BLOCK // (_NODES * intensity.n_types))
+    parts = []
+    for start in range(0, intensity.n_tokens, size):
+        rows = slice(start, start + size)
         seen = None if observed is None else observed[rows].double()
-        count = int(panels[0][rows[-1]])
-        parts.append(_solve(intensity.select(rows), panels[1][rows], panels[2][rows], count, levels, seen))
-        start += len(rows)
-    return _assemble(parts, order, intensity, levels)
+        parts.append(_solve(intensity.select(rows), levels, seen))
+    return _joined(parts, intensity, levels)
 
 
-def _panel_counts(intensity: Intensity) -> tuple[Tensor, Tensor, Tensor]:
-    """Return per token the number of panels, the width of the first and the horizon."""
-    floor = intensity.floor().double().clamp(min=1e-30)
-    now = intensity.total(torch.zeros_like(intensity.floor())).double()
-    ceiling = torch.maximum(now, intensity.limit().double().sum(1))
-    enough = -np.log(_NOTHING_LEFT) / floor
-    horizon = torch.minimum(torch.maximum(intensity.settled().double(), 1e-3 / ceiling), enough)
-    first = torch.minimum(0.5 / torch.maximum(intensity.pace().double(), ceiling), horizon)
-    growths = torch.log(horizon / first) / np.log(_GROWTH)
-    return (1 + growths.ceil()).clamp(2, _MOST_PANELS).long(), first, horizon
-
-
-def _assemble(
-    parts: list[NextEvent], order: Tensor, intensity: Intensity, levels: tuple[float, ...]
-) -> NextEvent:
+def _joined(parts: list[NextEvent], intensity: Intensity, levels: tuple[float, ...]) -> NextEvent:
     if not parts:
         none = intensity.floor().double()
         types = none.new_zeros(0, intensity.n_types)
         return NextEvent(none, none, none.new_zeros(0, len(levels)), types, none, 0.0)
-    back = torch.argsort(order)
     names = ("mean", "median", "quantiles", "type_probability", "crps")
-    joined = {name: torch.cat([getattr(part, name) for part in parts])[back] for name in names}
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     return NextEvent(**joined, mass_error=max(part.mass_error for part in parts))
 
 
 def _solve(
-    intensity: Intensity,
-    first: Tensor,
-    horizon: Tensor,
-    panels: int,
-    levels: tuple[float, ...],
-    seen: Tensor | None,
+    intensity: Intensity, levels: tuple[float, ...], seen: Tensor | None, refinement: int = 0
 ) -> NextEvent:
-    law = _Law.build(intensity, first, horizon, panels)
-    error = law.mass_error()
-    if float(error) > _MASS_ERROR and panels < _MOST_PANELS:
-        return _solve(intensity, first / 2, horizon, min(2 * panels, _MOST_PANELS), levels, seen)
-    wanted = [law.quantile(level) for level in (0.5, *levels)]
-    crps = law.crps(seen) if seen is not None else torch.full_like(wanted[0], torch.nan)
-    quantiles = torch.stack(wanted[1:], 1) if levels else wanted[0].new_zeros(len(crps), 0)
-    return NextEvent(law.mean(), wanted[0], quantiles, law.type_probability(), crps, float(error))
+    """Walk away from all tokens at once; tokens whose probability does not add up walk again in shorter steps."""
+    goals = -np.log1p(-np.array([0.5, *levels]))
+    goals = intensity.floor().new_tensor(goals, dtype=torch.float64).expand(intensity.n_tokens, -1)
+    walk = _Walk(intensity, goals, seen, 0.5**refinement)
+    walk.run()
+    answer, error = walk.answer()
+    bad = (error > _MASS_ERROR).nonzero()[:, 0]
+    if len(bad) and refinement < _MOST_REFINEMENTS:
+        again = _solve(intensity.select(bad), levels, None if seen is None else seen[bad], refinement + 1)
+        for name in ("mean", "median", "quantiles", "type_probability", "crps"):
+            getattr(answer, name)[bad] = getattr(again, name)
+        error[bad] = again.mass_error
+    return replace(answer, mass_error=float(error.amax()) if len(error) else 0.0)
 
 
-@dataclass(frozen=True)
-class _Law:
-    """Survival on the panels of each token: everything in float64 except the intensities themselves."""
+@torch.no_grad()
+def reach(
+    intensity: Intensity, goal: Float[Tensor, " tokens"], within: Float[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """Return when the compensator reaches a goal: with goals drawn from Exp(1), times of next events.
 
-    intensity: Intensity
-    edges: Tensor  # (tokens, panels + 1)
-    width: Tensor  # (tokens, panels)
-    rates: Tensor  # (tokens, panels, nodes, types)
-    total: Tensor  # (tokens, panels, nodes)
-    start: Tensor  # (tokens, panels + 1): compensator at the edges
-    survival: Tensor  # (tokens, panels, nodes)
-    limit: Tensor  # (tokens, types)
+    Parameters
+    ----------
+    intensity
+        States of the tokens.
+    goal
+        Expected numbers of events, positive.
+    within
+        Time after each token beyond which nobody wants to know.
 
-    @classmethod
-    def build(cls, intensity: Intensity, first: Tensor, horizon: Tensor, panels: int) -> _Law:
-        x, weights, partial = _constants(first)
-        ratio = (horizon / first).log() / (panels - 1)
-        steps = torch.arange(panels, dtype=torch.float64, device=first.device)
-        edges = first[:, None] * torch.exp(ratio[:, None] * steps)
-        edges = torch.cat([torch.zeros_like(first)[:, None], edges], 1)
-        width = edges.diff(dim=1)
-        times = edges[:, :-1, None] + width[:, :, None] * x
-        rates = intensity.rates(times.flatten(1).to(intensity.floor().dtype))
-        rates = rates.view(*times.shape, -1)
-        total = rates.sum(-1).double()
-        start = torch.cumsum((total @ weights) * width, 1)
-        start = torch.cat([torch.zeros_like(first)[:, None], start], 1)
-        inside = start[:, :-1, None] + (total @ partial.T) * width[:, :, None]
-        return cls(
-            intensity, edges, width, rates, total, start, torch.exp(-inside), intensity.limit().double()
-        )
+    Returns
+    -------
+    Times since the tokens in float64, infinite where the goal is not reached within the time.
 
-    def _integral(self, values: Tensor) -> Tensor:
-        weights = _constants(self.width)[1]
-        return ((values @ weights) * self.width).sum(1)
+    Examples
+    --------
+    >>> from seqattn.hawkes.intensity import LinearIntensity
+    >>> rate = torch.full((2, 1), 0.5, dtype=torch.float64)
+    >>> constant = LinearIntensity(rate, 0 * rate, rate[:, 0])
+    >>> reach(constant, torch.tensor([1.0, 1.0]), torch.tensor([9.0, 1.5])).tolist()
+    [2.0, inf]
+    """
+    walk = _Walk(intensity, goal.double()[:, None], None, 1.0, within.double())
+    walk.run()
+    time = walk.found()[:, 0]
+    return torch.where(time <= within, time, torch.inf)
+
+
+class _Walk:
+    """Panels side by side, one per token and step; tokens drop out once nothing is left to happen after them.
+
+    Everything is in float64 except the intensities themselves.
+    """
+
+    def __init__(
+        self,
+        intensity: Intensity,
+        goals: Tensor,
+        seen: Tensor | None,
+        factor: float,
+        within: Tensor | None = None,
+    ) -> None:
+        self.intensity = self.current = intensity  # states of all tokens, and of those still going
+        self.rule = _rule(goals.device)
+        self.goals, self.seen, self.factor = goals, seen, factor
+        self.limit = intensity.limit().double()
+        zero = torch.zeros(intensity.n_tokens, dtype=torch.float64, device=goals.device)
+        self.place, self.passed = zero.clone(), zero.clone()  # how far, and the compensator up to there
+        self.mean, self.mass, self.squares, self.until_seen = (zero.clone() for _ in range(4))
+        self.types = torch.zeros_like(self.limit)
+        self.times = torch.full_like(goals, torch.nan, dtype=torch.float64)
+        self.going = torch.arange(len(zero), device=goals.device)
+        # Times are only drawn where a time is given within which they count; no sums are then kept.
+        self.draws = within is not None
+        self.enough = goals[:, 0] if self.draws else torch.full_like(zero, _ENOUGH)
+        now = intensity.total(torch.zeros_like(intensity.floor())).double()
+        ceiling = torch.maximum(now, self.limit.sum(1)).clamp(min=1e-30)
+        self.horizon = torch.maximum(intensity.settled().double(), 1e-3 / ceiling)
+        self.first = torch.minimum(0.5 / torch.maximum(intensity.pace().double(), ceiling), self.horizon)
+        if within is not None:
+            self.horizon = torch.minimum(self.horizon, within)
+
+    def run(self) -> None:
+        """Walk until nobody is left."""
+        for _ in range(_MOST_STEPS):
+            if not self.step():
+                return
+
+    def step(self) -> bool:
+        """Go one panel further with every token still going; return whether any is left."""
+        rows = self.going
+        if not len(rows):
+            return False
+        start, passed = self.place[rows], self.passed[rows]
+        width = torch.maximum(_GROWTH * start, self.first[rows])
+        width = torch.minimum(width, self.current.resolution(start.to(self._dtype)).double()) * self.factor
+        width = torch.minimum(width, self.horizon[rows] - start)
+        times = start[:, None] + width[:, None] * self.rule.nodes
+        rates = self.current.rates(times.to(self._dtype))
+        total = rates.sum(-1).double() * width[:, None]
+        reached = passed + total @ self.rule.weights
+        if not self.draws:
+            survival = torch.exp(-(passed[:, None] + total @ self.rule.to_nodes.T))
+            self._add(rows, width, rates, total, survival)
+            self._find_seen(rows, start, width, survival)
+        self._find_times(rows, start, width, total, passed, reached)
+        self.place[rows], self.passed[rows] = start + width, reached
+        self._drop(rows, (reached < self.enough[rows]) & (start + width < self.horizon[rows]))
+        return len(self.going) > 0
 
     @property
-    def _left(self) -> Tensor:
-        """Survival at the horizon; from there on the intensities are constant."""
-        return torch.exp(-self.start[:, -1])
+    def _dtype(self) -> torch.dtype:
+        return self.intensity.floor().dtype
 
-    def mass_error(self) -> Tensor:
-        mass = self._integral(self.total * self.survival) + self._left
-        return (mass - 1).abs().amax()
+    def _add(self, rows: Tensor, width: Tensor, rates: Tensor, total: Tensor, survival: Tensor) -> None:
+        weights = self.rule.weights
+        self.mean[rows] += (survival @ weights) * width
+        self.squares[rows] += (survival**2 @ weights) * width
+        self.mass[rows] += (total * survival) @ weights
+        factor = survival * width[:, None] * weights
+        self.types[rows] += torch.einsum("tqk,tq->tk", rates, factor.to(rates.dtype)).double()
 
-    def mean(self) -> Tensor:
-        return self._integral(self.survival) + self._left / self.limit.sum(1).clamp(min=1e-300)
+    def _find_times(
+        self, rows: Tensor, start: Tensor, width: Tensor, total: Tensor, passed: Tensor, reached: Tensor
+    ) -> None:
+        """Find where the compensator reaches its goals inside a panel, by bisection on the interpolant."""
+        for column in range(self.goals.shape[1]):
+            goal = self.goals[rows, column]
+            inside = ((passed < goal) & (reached >= goal)).nonzero()[:, 0]
+            if not len(inside):
+                continue
+            rest, values = goal[inside] - passed[inside], total[inside]
+            low, high = torch.zeros_like(rest), torch.ones_like(rest)
+            for _ in range(_HALVINGS):
+                middle = (low + high) / 2
+                above = self.rule.until(values, middle) > rest
+                low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            self.times[rows[inside], column] = start[inside] + width[inside] * (low + high) / 2
 
-    def type_probability(self) -> Tensor:
-        weights = _constants(self.width)[1]
-        factor = self.survival * self.width[:, :, None] * weights
-        inside = torch.einsum("tpqk,tpq->tk", self.rates, factor.to(self.rates.dtype)).double()
-        whole = inside + self._left[:, None] * self.limit / self.limit.sum(1, keepdim=True).clamp(min=1e-300)
-        return whole / whole.sum(1, keepdim=True)
+    def found(self) -> Tensor:
+        """Return the times at which the goals are reached, those beyond the horizon from the final intensities."""
+        final = self.limit.sum(1, keepdim=True).clamp(min=1e-300)
+        beyond = self.place[:, None] + (self.goals - self.passed[:, None]) / final
+        return torch.where(self.times.isnan(), beyond, self.times)
 
-    def quantile(self, level: float) -> Tensor:
-        """Find where the compensator reaches -log(1 - level): the panel, then Newton steps inside it."""
-        goal = torch.full_like(self.start[:, :1], -np.log1p(-level))
-        panel = (torch.searchsorted(self.start, goal)[:, 0] - 1).clamp(0, self.width.shape[1] - 1)
-        low, high = (self._at(self.edges, panel + shift) for shift in (0, 1))
-        base, top = (self._at(self.start, panel + shift) for shift in (0, 1))
-        time = low + (high - low) * ((goal[:, 0] - base) / (top - base)).clamp(0, 1)
-        for _ in range(4):
-            reached, rate = self._advance(low, base, time)
-            step = (reached - goal[:, 0]) / rate.clamp(min=1e-300)
-            time = torch.minimum(torch.maximum(time - step, low), high)
-        beyond = self.edges[:, -1] + (goal[:, 0] - self.start[:, -1]) / self.limit.sum(1).clamp(min=1e-300)
-        return torch.where(goal[:, 0] > self.start[:, -1], beyond, time)
+    def _find_seen(self, rows: Tensor, start: Tensor, width: Tensor, survival: Tensor) -> None:
+        """Add up the survival until what was seen, for the CRPS."""
+        if self.seen is not None:
+            part = ((self.seen[rows] - start) / width.clamp(min=1e-300)).clamp(0, 1)
+            self.until_seen[rows] += self.rule.until(survival, part) * width
 
-    def _advance(self, low: Tensor, base: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the compensator and the total intensity at ``time``, from the edge ``low`` below it."""
-        x, weights, _ = _constants(time)
-        nodes = low[:, None] + (time - low)[:, None] * torch.cat([x, torch.ones_like(x[:1])])
-        total = self.intensity.rates(nodes.to(self.rates.dtype)).sum(-1).double()
-        return base + (total[:, :-1] @ weights) * (time - low), total[:, -1]
+    def _drop(self, rows: Tensor, still: Tensor) -> None:
+        kept = still.nonzero()[:, 0]
+        if len(kept) < len(rows):
+            self.going = rows[kept]
+            self.current = self.current.select(kept)
 
-    def crps(self, seen: Tensor) -> Tensor:
-        r"""Integral of the squared survival plus :math:`g - 2\int_0^g S`, g being what was seen."""
-        tail = self._left**2 / (2 * self.limit.sum(1).clamp(min=1e-300))
-        return self._integral(self.survival**2) + tail + seen - 2 * self._survival_until(seen)
-
-    def _survival_until(self, seen: Tensor) -> Tensor:
-        x, weights, partial = _constants(seen)
-        inside = torch.minimum(seen, self.edges[:, -1])
-        panel = (torch.searchsorted(self.edges, inside[:, None])[:, 0] - 1).clamp(0, self.width.shape[1] - 1)
-        done = torch.cumsum((self.survival @ weights) * self.width, 1)
-        done = torch.cat([torch.zeros_like(done[:, :1]), done], 1)
-        low, base = self._at(self.edges, panel), self._at(self.start, panel)
-        width = (inside - low)[:, None]
-        total = self.intensity.rates((low[:, None] + width * x).to(self.rates.dtype)).sum(-1).double()
-        survival = torch.exp(-base[:, None] - (total @ partial.T) * width)
-        final = self.limit.sum(1).clamp(min=1e-300)
-        tail = self._left * -torch.expm1(-final * (seen - inside)) / final
-        return self._at(done, panel) + (survival @ weights) * width[:, 0] + tail
-
-    @staticmethod
-    def _at(values: Tensor, column: Int[Tensor, " tokens"]) -> Tensor:
-        return values.gather(1, column[:, None])[:, 0]
+    def answer(self) -> tuple[NextEvent, Tensor]:
+        """Return the answers with the exponential tails added, and by what the probability of each misses 1."""
+        left, final = torch.exp(-self.passed), self.limit.sum(1).clamp(min=1e-300)
+        types = self.types + (left / final)[:, None] * self.limit
+        quantiles = self.found()
+        crps = torch.full_like(left, torch.nan)
+        if self.seen is not None:
+            later = (self.seen - self.place).clamp(min=0)
+            until = self.until_seen + left * -torch.expm1(-final * later) / final
+            crps = self.squares + left**2 / (2 * final) + self.seen - 2 * until
+        answer = NextEvent(
+            self.mean + left / final,
+            quantiles[:, 0],
+            quantiles[:, 1:],
+            types / types.sum(1, keepdim=True),
+            crps,
+            0.0,
+        )
+        return answer, (self.mass + left - 1).abs()

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from seqattn.data.sequences import Sequences
 from seqattn.data.table import like
 from seqattn.errors import ParameterError
-from seqattn.hawkes.reading import EventEstimator
 from seqattn.hawkes.forecast import next_event
+from seqattn.hawkes.reading import EventEstimator
 from seqattn.hawkes.tables import (
     check_begun,
     check_levels,
@@ -168,7 +168,7 @@ class Forecasting(EventEstimator):
             A time lies before the beginning of a sequence's window.
         """
         sequences = self._read_new(X)
-        at = float_times(sequences, times, "times")
+        at = float_times(sequences.clock, times, "times")
         check_begun(sequences, at)
         return self._intensity_at(sequences, at)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, softplus
+from torch.nn.functional import gelu, linear, softplus
 
-from seqattn.attention import Layout
+from seqattn.attention import Layout, Local, Prefix
 from seqattn.attention.patterns import Pattern
 from seqattn.data.batches import EventBatch
 from seqattn.errors import ParameterError, suggest
-from seqattn.hawkes.intensity import HiddenIntensity, Intensity, MarkIntensity
+from seqattn.hawkes.decays import HiddenIntensity, MarkIntensity
+from seqattn.hawkes.intensity import Intensity, SumIntensity
+from seqattn.hawkes.kernels import KernelBank
 from seqattn.hawkes.quadrature import INTEGRALS
+from seqattn.hawkes.reading import check_whole
 from seqattn.nn.blocks import Encoder
-from seqattn.nn.embed import TimeShiftedEncoding
+from seqattn.nn.embed import TimeFeatures, TimeShiftedEncoding
 from seqattn.train.loop import Loss
 
 FORMS = ("mark", "hidden")
@@ -26,6 +27,8 @@ ACTIVATIONS = ("linear", "gelu")
 
 # Smallest decay rate: keeps exp(-rate * t) a decay and the far part of the integral finite.
 _SLOWEST = 1e-6
+# Several decays start with rates of softplus of values spread over this range, from slow to fast.
+_RATE_RANGE = (-3.0, 4.0)
 
 
 class SelfAttentiveHawkes(nn.Module):
@@ -37,14 +40,25 @@ class SelfAttentiveHawkes(nn.Module):
     Parameters
     ----------
     rates
-        Events per model time unit of each type in the training data; the untrained model is the Poisson process
-        with these rates.
+        Events per model time unit of each type in the training data; the untrained model without kernels is the
+        Poisson process with these rates.
     form
         ``"mark"``: each type decays on its own (the paper); ``"hidden"``: hidden units decay and are then mixed
         (the authors' program).
+    n_decays
+        Decays per type or hidden unit; 1 is the paper.
+    own_kernels, gap_kernels
+        Gaussian kernels per type on the time since its own last event and since the last event of any type, see
+        :class:`seqattn.hawkes.kernels.KernelIntensity`; 0 for none.
     clock
         What shifts the phases of the positional encoding: the ``"gap"`` before the event, ``"log_gap"``
         (log1p of it, for heavy tails) or the ``"time"`` since the window began.
+    time_features
+        Whether a small network of the gap and of the time since the first event is added to each token.
+    time_decay
+        Whether attention to older tokens decays with their age, at a rate learned per head and layer.
+    max_context
+        Number of events that a token sees besides the start token; ``None`` for all. Exact local attention.
     type_scale
         ``"one"`` or ``"sqrt_d"``: factor on the type embeddings.
     mu_eta_activation
@@ -53,7 +67,7 @@ class SelfAttentiveHawkes(nn.Module):
     learn_scale
         Whether each type has a learned softplus sharpness (form ``"mark"``).
     integral, nodes
-        Rule and number of nodes of the compensator, see :class:`seqattn.hawkes.intensity.MarkIntensity`.
+        Rule and number of nodes of the compensator, see :class:`seqattn.hawkes.decays.MarkIntensity`.
     d_model, n_heads, n_layers, dropout, attention, share_layers
         The encoder, see :class:`seqattn.nn.blocks.Encoder`.
 
@@ -71,7 +85,13 @@ class SelfAttentiveHawkes(nn.Module):
         n_heads: int,
         n_layers: int,
         dropout: float,
+        n_decays: int,
+        own_kernels: int,
+        gap_kernels: int,
         clock: str,
+        time_features: bool,
+        time_decay: bool,
+        max_context: int | None,
         type_scale: str,
         share_layers: bool,
         mu_eta_activation: str,
@@ -90,90 +110,159 @@ class SelfAttentiveHawkes(nn.Module):
             ("d_model", d_model, 2),
             ("n_heads", n_heads, 1),
             ("n_layers", n_layers, 1),
+            ("n_decays", n_decays, 1),
+            ("own_kernels", own_kernels, 0),
+            ("gap_kernels", gap_kernels, 0),
             ("nodes", nodes, 2),
         ):
             check_whole(name, value, least)
         if not 0 <= dropout < 1:
             raise ParameterError(f"dropout={dropout!r} is not allowed. Give a share from 0 to below 1.")
         _check_width(d_model, n_heads)
-        self.n_types = len(rates)
+        if mu_eta_activation == "gelu" and n_decays > 1:
+            raise ParameterError(
+                f"mu_eta_activation='gelu' is the paper's form, which has one decay, not n_decays={n_decays}. "
+                "Use 'linear', or n_decays=1."
+            )
+        self.n_types, self.n_decays = len(rates), n_decays
         self.form, self.clock, self.integral, self.nodes = form, clock, integral, nodes
         self.uses_gelu = mu_eta_activation == "gelu"
         self.type_factor = d_model**0.5 if type_scale == "sqrt_d" else 1.0
         self.type_embedding = nn.Embedding(self.n_types + 1, d_model)
         self.time_encoding = TimeShiftedEncoding(d_model)
-        self.encoder = Encoder(d_model, n_heads, n_layers, dropout, attention, share_layers)
+        self.time_features = TimeFeatures(d_model) if time_features else None
+        pattern = _pattern(attention, max_context)
+        self.encoder = Encoder(d_model, n_heads, n_layers, dropout, pattern, share_layers, time_decay)
         self.dropout = nn.Dropout(dropout)
         width = self.n_types if form == "mark" else d_model
         self.mu = nn.Linear(d_model, width)
-        self.eta = nn.Linear(d_model, width)
-        self.gamma = nn.Linear(d_model, width)
+        self.eta = nn.Linear(d_model, n_decays * width)
+        self.gamma = nn.Linear(d_model, n_decays * width)
         if form == "hidden":
             self.mix = nn.Linear(d_model, self.n_types)
         else:
             self.log_scale = nn.Parameter(torch.zeros(self.n_types), requires_grad=learn_scale)
+        self.own = KernelBank(d_model, own_kernels, self.n_types) if own_kernels else None
+        self.gap = KernelBank(d_model, gap_kernels, self.n_types) if gap_kernels else None
         self._start_at(rates)
 
     @torch.no_grad()
     def _start_at(self, rates: Tensor) -> None:
-        """Make the untrained model the Poisson process with these rates, whatever the time unit."""
+        """Make the untrained decays the Poisson process with these rates, whatever the time unit."""
         nn.init.normal_(self.type_embedding.weight, std=self.type_embedding.embedding_dim**-0.5)
+        if self.n_decays > 1:
+            spread = torch.linspace(*_RATE_RANGE, self.n_decays)
+            self.gamma.bias.copy_(spread.repeat_interleave(self.mu.out_features))
         argument = rates + torch.log(-torch.expm1(-rates))  # inverse of the softplus
         if self.form == "hidden":
             self.mix.weight.mul_(0.1)
             self.mix.bias.copy_(argument)
             return
         start = _inverse_gelu(argument) if self.uses_gelu else argument
-        for linear in (self.mu, self.eta):
-            linear.weight.zero_()
-            linear.bias.copy_(start)
+        self.mu.weight.zero_()
+        self.mu.bias.copy_(start)
+        self.eta.weight.zero_()
+        self.eta.bias.copy_(start if self.n_decays == 1 else torch.zeros_like(self.eta.bias))
 
-    def encode(self, batch: EventBatch) -> Float[Tensor, "tokens dim"]:
-        """Return the state of each token, which depends on that token and those before it only."""
+    @property
+    def needs_recency(self) -> bool:
+        """Whether batches must hold the time since the last event of each type."""
+        return self.own is not None
+
+    def embed(self, batch: EventBatch) -> Float[Tensor, "tokens dim"]:
+        """Return each token before it has seen any other."""
         clock = {"gap": batch.gap, "time": batch.elapsed}.get(self.clock)
         clock = torch.log1p(batch.gap) if clock is None else clock
         x = self.type_embedding(batch.types) * self.type_factor
-        x = self.dropout(x + self.time_encoding(batch.position, clock))
-        return self.encoder(x, Layout(batch.offsets, batch.max_len), causal=True)
+        x = x + self.time_encoding(batch.position, clock)
+        if self.time_features is not None:
+            x = x + self.time_features(batch.gap, batch.age)
+        return self.dropout(x)
+
+    def encode(self, batch: EventBatch) -> Float[Tensor, "tokens dim"]:
+        """Return the state of each token, which depends on that token and those before it only."""
+        layout = Layout(batch.offsets, batch.max_len)
+        return self.encoder(self.embed(batch), layout, causal=True, times=self.clock_of_keys(batch.elapsed))
+
+    def clock_of_keys(self, elapsed: Tensor) -> Tensor | None:
+        """Return the times by whose age attention fades, or None where it does not."""
+        return elapsed if self.encoder.time_decay else None
 
     def forward(self, batch: EventBatch) -> Intensity:
         """Return the intensities after each token of a packed batch, in model time units."""
-        # The likelihood stays in the parameters' precision: bfloat16 serves the encoder only.
-        state = self.encode(batch).to(self.mu.weight.dtype)
-        with torch.autocast(state.device.type, enabled=False):
-            return self._intensity(state)
+        return self.intensity(self.encode(batch), batch.since)
 
-    def _intensity(self, state: Tensor) -> Intensity:
-        mu, eta = self.mu(state), self.eta(state)
-        if self.uses_gelu:
-            mu, eta = gelu(mu), gelu(eta)
-        rate = softplus(self.gamma(state)) + _SLOWEST
-        if self.form == "hidden":
+    def intensity(
+        self, state: Float[Tensor, "tokens dim"], since: Float[Tensor, "tokens types"] | None
+    ) -> Intensity:
+        """Return the intensities that follow from states of the encoder.
+
+        Parameters
+        ----------
+        state
+            States of tokens.
+        since
+            Time since the last event of each type at the tokens, in model units; needed with own kernels only.
+        """
+        # The likelihood stays in the parameters' precision: bfloat16 serves the encoder only.
+        state = state.to(self.mu.weight.dtype)
+        with torch.autocast(state.device.type, enabled=False):
+            parts = [self._decays(state)]
+            if self.own is not None and since is not None:
+                parts.append(self.own(state, since))
+            if self.gap is not None:
+                parts.append(self.gap(state, state.new_zeros(len(state), 1)))
+        return parts[0] if len(parts) == 1 else SumIntensity(tuple(parts))
+
+    def _decays(self, state: Tensor) -> Intensity:
+        scale = self.log_scale.exp() if self.form == "mark" else None
+        mu, eta = (self._argument(layer, state, scale) for layer in (self.mu, self.eta))
+        amplitude = eta - mu if self.n_decays == 1 else eta
+        shape = (len(state), self.n_decays, -1)
+        rate = (softplus(self.gamma(state)) + _SLOWEST).view(shape)
+        # Random draws would make scores random.
+        rule = "graded" if self.integral == "monte_carlo" and not self.training else self.integral
+        if scale is None:
             mix = (self.mix.weight, self.mix.bias)
-            return HiddenIntensity(mu, eta - mu, rate, *mix, self.integral, self.nodes)
-        scale = self.log_scale.exp()
-        return MarkIntensity(mu / scale, (eta - mu) / scale, rate, scale, self.integral, self.nodes)
+            return HiddenIntensity(mu, amplitude.view(shape), rate, *mix, rule, self.nodes)
+        return MarkIntensity(mu, amplitude.view(shape), rate, scale, rule, self.nodes)
+
+    def _argument(self, layer: nn.Linear, state: Tensor, scale: Tensor | None) -> Tensor:
+        """Return a linear map of the states, divided by the types' scales; the weights are fewer than the states."""
+        if self.uses_gelu:
+            value = gelu(layer(state))
+            return value if scale is None else value / scale
+        if scale is None:
+            return layer(state)
+        each = scale.repeat(layer.out_features // len(scale))
+        return linear(state, layer.weight / each[:, None], layer.bias / each)
 
     def loss(self, batch: EventBatch) -> Loss:
         """Return the negative log-likelihood of the scored events, in model time units, and their number."""
         intensity = self(batch)
         with torch.autocast(batch.gap.device.type, enabled=False):
             ends = (batch.scored & (batch.target >= 0)).nonzero()[:, 0]
-            until = batch.until
-            gain = intensity.select(ends).log_rate(until[ends], batch.target[ends]).sum()
-            expected = (intensity.compensator(until) * batch.scored).sum()
+            gain = intensity.log_rate(batch.until[ends], batch.target[ends], ends).sum()
+            expected = (intensity.compensator(batch.until) * batch.scored).sum()
         return Loss(expected - gain, len(ends))
+
+
+def _pattern(attention: str | Pattern, max_context: int | None) -> str | Pattern:
+    """Return the attention pattern, cut to the last events and the start token if a context is given."""
+    if max_context is None:
+        return attention
+    check_whole("max_context", max_context, 1)
+    if attention != "dense":
+        raise ParameterError(
+            f"max_context={max_context!r} is local attention of its own and needs attention='dense', "
+            f"not {attention!r}. Give one of them."
+        )
+    return Local(left=max_context, right=0) | Prefix(1)
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ParameterError(f"{name}={value!r} is unknown. Use one of {allowed}.{suggest(value, allowed)}")
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse a parameter that is not a whole number of a least size."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ParameterError(f"{name}={value!r} is not allowed. Give a whole number, at least {least}.")
 
 
 def _check_width(d_model: int, n_heads: int) -> None:

@@ -7,6 +7,8 @@ comparison; and a softplus whose logarithm keeps its precision far below zero.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,9 +22,11 @@ from seqattn.errors import ParameterError
 
 INTEGRALS = ("graded", "gauss", "monte_carlo", "trapezoid")
 
-# Beyond three decay times the exponential has fallen to 5 %, and the substitution v = exp(-g u) is smooth there.
+# Decay times of the fastest decay in the first panel.
 _CUT = 3.0
-# Elements per block of (tokens, types): a dozen work arrays of this size stay in a core's cache.
+# After this many doublings the first panel would be a part of 1e-9 of the interval.
+_MOST_DOUBLINGS = 30
+# Elements per block of (tokens, decays, types): a dozen work arrays of this size stay in a core's cache.
 _BLOCK = 1 << 15
 
 
@@ -72,7 +76,7 @@ def panel_nodes(rule: str, n: int, elapsed: Float[Tensor, " tokens"]) -> tuple[T
     Parameters
     ----------
     rule
-        ``"gauss"``: one panel of ``n`` nodes. ``"graded"``: four panels with edges at 1/64, 1/16 and 1/4, ``n // 3``
+        ``"gauss"``: one panel of ``n`` nodes. ``"graded"``: four panels with edges at 1/64, 1/16 and 1/4, ``n // 2``
         nodes each. ``"trapezoid"``: ``n`` equidistant points with both ends. ``"monte_carlo"``: ``n`` uniform draws
         per token from torch's generator, for training only.
     n
@@ -88,7 +92,7 @@ def panel_nodes(rule: str, n: int, elapsed: Float[Tensor, " tokens"]) -> tuple[T
     if rule == "gauss":
         nodes, weights = gauss_legendre(n, elapsed)
     elif rule == "graded":
-        base, base_weights = gauss_legendre(max(2, n // 3), elapsed)
+        base, base_weights = gauss_legendre(max(2, n // 2), elapsed)
         edges = elapsed.new_tensor([0.0, 1 / 64, 1 / 16, 1 / 4, 1.0])
         nodes = (edges[:-1, None] + edges.diff()[:, None] * base).flatten()
         weights = (edges.diff()[:, None] * base_weights).flatten()
@@ -106,20 +110,21 @@ def panel_nodes(rule: str, n: int, elapsed: Float[Tensor, " tokens"]) -> tuple[T
 
 def decay_integral(
     asymptote: Float[Tensor, "tokens types"],
-    amplitude: Float[Tensor, "tokens types"],
-    rate: Float[Tensor, "tokens types"],
+    amplitude: Float[Tensor, "tokens decays types"],
+    rate: Float[Tensor, "tokens decays types"],
     scale: Float[Tensor, " types"],
     elapsed: Float[Tensor, " tokens"],
     nodes: int = 12,
     by_type: bool = False,
 ) -> Tensor:
-    r"""Integrate softplus intensities with exponential decay from the token on.
+    r"""Integrate softplus intensities with exponential decays from the token on.
 
-    .. math:: I_k = s_k \int_0^{\Delta} \mathrm{softplus}\bigl(m_k + a_k e^{-\gamma_k u}\bigr)\, du
+    .. math:: I_k = s_k \int_0^{\Delta} \mathrm{softplus}\Bigl(m_k + \sum_c a_{kc} e^{-\gamma_{kc} u}\Bigr)\, du
 
-    With :math:`c = \min(\Delta, 3/\gamma)`: Gauss-Legendre in u on (0, c]; on (c, :math:`\Delta`] the asymptote is
-    taken out and :math:`v = e^{-\gamma u}` substituted, so that the number of nodes need not grow with
-    :math:`\gamma\Delta`. No tensor with an axis of nodes is built, and the gradient is formed in the forward pass.
+    Gauss-Legendre on panels, for each type its own: the first one ends where the fastest decay has run at most three
+    of its times, and every further one is as long as all before it, so that their number grows with the logarithm of
+    :math:`\gamma\Delta` only. No tensor with an axis of nodes is built, and the gradient is formed in the forward
+    pass.
 
     Parameters
     ----------
@@ -130,7 +135,7 @@ def decay_integral(
     elapsed
         :math:`\Delta \ge 0`.
     nodes
-        Nodes of the first part; the second part has half as many.
+        Nodes of the first panel; the others have half as many, at least four.
     by_type
         Whether to return each type (no gradient then) or the sum over types.
 
@@ -143,41 +148,33 @@ def decay_integral(
     --------
     >>> one = torch.ones(1, 1, dtype=torch.float64)
     >>> exact = 2.0 * torch.log1p(torch.e**one)  # constant intensity
-    >>> value = decay_integral(one, 0 * one, one, one[0], 2 * one[0])
+    >>> value = decay_integral(one, 0 * one[:, None], one[:, None], one[0], 2 * one[0])
     >>> bool(torch.isclose(value, exact[0]))
     True
     """
     if by_type:
         with torch.no_grad():
-            work = _integrate(asymptote, amplitude, rate, elapsed, nodes, gradients=False)
-            return work[0] * scale
+            return _Panels.over(asymptote, amplitude, rate, elapsed, nodes, gradients=False).value * scale
     return _DecayIntegral.apply(asymptote, amplitude, rate, scale, elapsed, nodes)
 
 
 class _DecayIntegral(torch.autograd.Function):
-    """Sum over types; values and gradients come from one sweep over the nodes, block by block."""
+    """Sum over types; values and gradients come from one sweep over the nodes."""
 
     @staticmethod
     def forward(
         ctx: Any, m: Tensor, a: Tensor, rate: Tensor, scale: Tensor, elapsed: Tensor, nodes: int
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        size = max(1, _BLOCK // max(1, m.shape[1]))
-        total = m.new_empty(m.shape[0])
-        gradients = [torch.empty_like(m) for _ in range(3)] if wanted else []
-        by_scale = torch.zeros_like(m) if wanted else m
-        for start in range(0, m.shape[0], size):
-            rows = slice(start, start + size)
-            value, *slopes = _integrate(m[rows], a[rows], rate[rows], elapsed[rows], nodes, wanted)
-            torch.mv(value, scale, out=total[rows])
-            for whole, slope in zip(gradients, slopes, strict=False):
-                torch.mul(slope, scale, out=whole[rows])
-            if wanted:
-                by_scale[rows] = value
+        found = _Panels.over(m, a, rate, elapsed, nodes, wanted)
         if wanted:
-            last = m + a * torch.exp(-rate * elapsed[:, None])
-            ctx.save_for_backward(*gradients, by_scale, softplus(last) @ scale)
-        return total
+            by_elapsed = None
+            if ctx.needs_input_grad[4]:
+                last = m + (a * torch.exp(-rate * elapsed[:, None, None])).sum(1)
+                by_elapsed = softplus(last) @ scale
+            slopes = (found.by_m.mul_(scale), found.by_a.mul_(scale), found.by_rate.mul_(scale))
+            ctx.save_for_backward(*slopes, found.value, by_elapsed)
+        return found.value @ scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -186,82 +183,109 @@ class _DecayIntegral(torch.autograd.Function):
         column = upstream[:, None]
         return (
             by_m * column,
-            by_a * column,
-            by_rate * column,
+            by_a * column[:, None],
+            by_rate * column[:, None],
             upstream @ by_scale,
-            by_elapsed * upstream,
+            None if by_elapsed is None else by_elapsed * upstream,
             None,
         )
 
 
-def _integrate(
-    m: Tensor, a: Tensor, rate: Tensor, elapsed: Tensor, nodes: int, gradients: bool
+@dataclass
+class _Panels:
+    """The integral per type and, if wanted, its derivatives by m, a and the rates."""
+
+    value: Tensor  # (tokens, types)
+    by_m: Tensor
+    by_a: Tensor  # (tokens, decays, types)
+    by_rate: Tensor
+
+    @classmethod
+    def over(
+        cls, m: Tensor, a: Tensor, rate: Tensor, elapsed: Tensor, nodes: int, gradients: bool
+    ) -> _Panels:
+        """Integrate the first panels of all pairs block by block, then the further ones of those that have any."""
+        whole = cls(*(torch.empty_like(x) if gradients or x is m else x for x in (m, m, a, rate)))
+        span = elapsed[:, None] * rate.amax(1)
+        doublings = torch.log2(span * (1 / _CUT)).ceil_().clamp_(0, _MOST_DOUBLINGS)
+        end = elapsed[:, None] * torch.exp2(-doublings)
+        size = max(1, _BLOCK // max(1, a[0].numel() if len(a) else 1))
+        for start in range(0, m.shape[0], size):
+            rows = slice(start, start + size)
+            first = _panel(m[rows], _outside(a[rows]), _outside(rate[rows]), end[rows], 0.0, nodes, gradients)
+            whole.value[rows] = first[0]
+            if gradients:
+                whole.by_m[rows] = first[1]
+                torch.stack(first[2].unbind(0), 1, out=whole.by_a[rows])
+                torch.stack(first[3].unbind(0), 1, out=whole.by_rate[rows])
+        pairs = doublings.view(-1).nonzero()[:, 0]
+        if len(pairs):
+            whole._add_further(m, a, rate, end, doublings, pairs, max(4, nodes // 2), gradients)
+        return whole
+
+    def _add_further(
+        self,
+        m: Tensor,
+        a: Tensor,
+        rate: Tensor,
+        end: Tensor,
+        doublings: Tensor,
+        pairs: Tensor,
+        nodes: int,
+        gradients: bool,
+    ) -> None:
+        """Add the panels [h, 2h], [2h, 4h], ... of some pairs; pairs with most panels first, so that few are left."""
+        counts = doublings.view(-1)[pairs].long()
+        order = torch.argsort(counts, descending=True)
+        pairs, counts = pairs[order], counts[order]
+        token, kind = pairs // m.shape[1], pairs % m.shape[1]
+        own_m, own_a, own_rate = m[token, kind], a[token, :, kind].T, rate[token, :, kind].T
+        own_a, own_rate, step = own_a.contiguous(), own_rate.contiguous(), end[token, kind]
+        parts = [torch.zeros_like(x) for x in ((own_m, own_m, own_a, own_a) if gradients else (own_m,))]
+        ends = (-counts).tolist()
+        for panel in range(int(counts[0])):
+            left = bisect_left(ends, -panel)
+            for start in range(0, left, _BLOCK):
+                rows = slice(start, min(start + _BLOCK, left))
+                width = step[rows] * 2.0**panel
+                one = _panel(own_m[rows], own_a[:, rows], own_rate[:, rows], width, 1.0, nodes, gradients)
+                for whole, part in zip(parts, one, strict=True):
+                    whole[..., rows] += part
+        self.value[token, kind] += parts[0]
+        if gradients:
+            self.by_m[token, kind] += parts[1]
+            self.by_a[token, :, kind] += parts[2].T
+            self.by_rate[token, :, kind] += parts[3].T
+
+
+def _outside(values: Tensor) -> Tensor:
+    """Return (tokens, decays, types) with the decays first, so that the values of each lie side by side."""
+    return values[:, 0][None] if values.shape[1] == 1 else values.transpose(0, 1).contiguous()
+
+
+def _panel(
+    m: Tensor, a: Tensor, rate: Tensor, width: Tensor, shift: float, nodes: int, gradients: bool
 ) -> list[Tensor]:
-    """Return the integral per type and, if wanted, its derivatives by m, a and the rate."""
-    span = rate * elapsed[:, None]
-    sums = _near_part(m, a, span.clamp(max=_CUT), nodes, gradients)
-    beyond = (span > _CUT).view(-1).nonzero()[:, 0]
-    if len(beyond):  # a few per cent of the pairs as a rule: the far part is computed for these only
-        far = [values.reshape(-1)[beyond] for values in (m, a, span)]
-        parts = _far_part(far[0], far[1], far[2], max(2, nodes // 2), gradients)
-        for whole, part in zip(sums, parts, strict=True):
-            whole.view(-1).index_add_(0, beyond, part)
-    # Up to here time is counted in units of 1 / rate.
-    sums[0].div_(rate)
-    if gradients:
-        sums[1].div_(rate)
-        sums[2].div_(rate)
-        sums[3].div_(rate).div_(rate)
-    return sums
-
-
-def _near_part(m: Tensor, a: Tensor, span: Tensor, nodes: int, gradients: bool) -> list[Tensor]:
-    """Gauss-Legendre in time on (0, span], span in units of 1 / rate."""
+    """Gauss-Legendre on (shift * width, (shift + 1) * width]; a and rate have the axis of the decays first."""
     value = torch.zeros_like(m)
-    by_m, by_a, by_rate = (torch.zeros_like(m) for _ in range(3)) if gradients else (value, value, value)
+    exponent = rate * -width
+    decay, moved = torch.empty_like(a), torch.empty_like(a)
+    if gradients:
+        by_m, by_a, by_rate = torch.zeros_like(m), torch.zeros_like(a), torch.zeros_like(a)
     for node, weight in zip(*_legendre(nodes), strict=True):
-        decay = torch.exp(span * -node)
-        argument = torch.addcmul(m, a, decay)
+        torch.mul(exponent, shift + node, out=decay).exp_()
+        argument = torch.addcmul(m, a[0], decay[0])
+        for one, fallen in zip(a[1:], decay[1:], strict=True):
+            argument.addcmul_(one, fallen)
         value.add_(softplus(argument), alpha=weight)
         if gradients:
             slope = argument.sigmoid_()
             by_m.add_(slope, alpha=weight)
-            slope.mul_(decay)
-            by_a.add_(slope, alpha=weight)
-            by_rate.add_(slope, alpha=weight * node)
-    value.mul_(span)
+            torch.mul(slope, decay, out=moved)
+            by_a.add_(moved, alpha=weight)
+            by_rate.add_(moved, alpha=weight * (shift + node))
+    value.mul_(width)
     if not gradients:
         return [value]
-    return [value, by_m.mul_(span), by_a.mul_(span), by_rate.mul_(span * span).mul_(-a)]
-
-
-def _far_part(m: Tensor, a: Tensor, span: Tensor, nodes: int, gradients: bool) -> list[Tensor]:
-    r"""Beyond the cut: (span - cut) softplus(m) plus the integral of (softplus(m + a v) - softplus(m)) / v over v.
-
-    The derivative by the rate follows from the scaling of the integral: with time in units of 1 / rate, raising the
-    rate moves both ends, so that it is the end value minus the mean value.
-    """
-    rest = span - _CUT
-    low, high = torch.exp(-span), float(np.exp(-_CUT))
-    base, base_slope = softplus(m), torch.sigmoid(m)
-    excess = torch.zeros_like(m)
-    slopes, slopes_v = (torch.zeros_like(m), torch.zeros_like(m)) if gradients else (excess, excess)
-    width = high - low
-    for node, weight in zip(*_legendre(nodes), strict=True):
-        v = low + width * node
-        move = a * v
-        argument = m + move
-        # The quotient loses all digits for tiny moves; its limit there is the derivative of the softplus.
-        rise = torch.where(move.abs() < 1e-3, base_slope * move, softplus(argument) - base)
-        excess.add_(rise / v, alpha=weight)
-        if gradients:
-            slope = argument.sigmoid_()
-            slopes_v.add_(slope, alpha=weight)
-            slopes.add_((slope - base_slope) / v, alpha=weight)
-    excess.mul_(width)
-    value = torch.addcmul(excess, rest, base)
-    if not gradients:
-        return [value]
-    by_m = torch.addcmul(slopes.mul_(width), rest, base_slope)
-    ends = span * (softplus(m + a * low) - base) - _CUT * (softplus(m + a * high) - base)
-    return [value, by_m, slopes_v.mul_(width), ends - excess]
+    by_rate.mul_(width * width).mul_(a).neg_()
+    return [value, by_m.mul_(width), by_a.mul_(width), by_rate]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from seqattn.data.batches import EventBatch, batches
 from seqattn.data.sequences import Sequences
 from seqattn.errors import ArtifactError, DataError, ParameterError
+from seqattn.hawkes.histories import Histories
 from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.tables import reading_names, window_of_fit
 from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
@@ -43,7 +46,12 @@ class EventEstimator(BaseEstimator):
     labels_: tuple[Any, ...]
     n_types_: int
     unit_: str | None
+    first_share_: NDArray[np.float64] | None = None
     scale_ = 1.0
+
+    @abstractmethod
+    def _histories(self, sequences: Sequences) -> Histories:
+        """Return the states just after the last events, in model units, to which events can be added."""
 
     @abstractmethod
     def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
@@ -68,6 +76,7 @@ class EventEstimator(BaseEstimator):
         self.n_types_ = len(sequences.labels)
         self.unit_ = sequences.unit
         self.window_ = window_of_fit(self.window, sequences)
+        self.first_share_ = _first_share(sequences)
         return sequences
 
     def _read_new(self, X: Any) -> Sequences:
@@ -78,10 +87,12 @@ class EventEstimator(BaseEstimator):
             raise DataError(f"The times are {kinds[0]}, but the model was fitted to {kinds[1]}. Give those.")
         return sequences
 
-    def _packed(self, sequences: Sequences, dtype: torch.dtype) -> Iterator[EventBatch]:
+    def _packed(
+        self, sequences: Sequences, dtype: torch.dtype, recency: bool = False
+    ) -> Iterator[EventBatch]:
         """Yield batches for scoring: bucketed by length, never shuffled, smaller where there are many types."""
         budget = max(256, min(_SCORING_BATCH, _SCORING_CELLS // self.n_types_))
-        yield from batches(sequences, budget, scale=self.scale_, dtype=dtype)
+        yield from batches(sequences, budget, scale=self.scale_, dtype=dtype, recency=recency)
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted estimator to one safetensors file; open it with :func:`seqattn.load`.
@@ -122,6 +133,7 @@ class EventEstimator(BaseEstimator):
             "labels": [encode_label(label) for label in self.labels_],
             "unit": self.unit_,
             "window": encode_parameter(self.window_),
+            "first_share": None if self.first_share_ is None else self.first_share_.tolist(),
             "fitted": {name: value for name, value in values.items() if name not in tensors},
         }
         return tensors, metadata
@@ -133,8 +145,26 @@ class EventEstimator(BaseEstimator):
         model.n_types_ = len(model.labels_)
         model.unit_ = metadata["unit"]
         model.window_ = decode_parameter(metadata["window"])
+        share = metadata["first_share"]
+        model.first_share_ = None if share is None else np.array(share)
         for name, value in metadata["fitted"].items():
             setattr(model, name, value)
         for name in set(cls._fitted) - set(metadata["fitted"]):
             setattr(model, name, tensors[name].numpy())
         return model
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse a parameter that is not a whole number of a least size."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ParameterError(f"{name}={value!r} is not allowed. Give a whole number, at least {least}.")
+
+
+def _first_share(sequences: Sequences) -> NDArray[np.float64] | None:
+    """Return how often each type comes first if all windows are told to begin at an event, else None."""
+    full = sequences.lengths > 0
+    if not full.any() or not (np.asarray(sequences.context)[full] > 0).all():
+        return None
+    counts = np.bincount(sequences.types[sequences.offsets[:-1][full]], minlength=sequences.n_types)
+    share: NDArray[np.float64] = counts / counts.sum()
+    return share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -116,6 +117,15 @@ class RenewalIntensity(Intensity):
     def floor(self) -> Float[Tensor, " tokens"]:
         return torch.zeros_like(self.age)
 
+    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+        """Hazards rise to one top and fall after it; the top may be at 0 or at infinity."""
+        top = _top_of_hazard(self.law, self.shape, self.shortest)
+        reached = (self.age + elapsed).double().clamp(min=self.shortest).numpy()
+        if not np.isfinite(top):
+            return self.limit().sum(1)
+        time = np.maximum(reached, top)
+        return torch.from_numpy(np.exp(self._gaps.logpdf(time) - self._gaps.logsf(time)))
+
     def settled(self) -> Float[Tensor, " tokens"]:
         return torch.full_like(self.age, torch.inf)
 
@@ -157,6 +167,22 @@ class RenewalIntensity(Intensity):
         mean = np.exp(first + second**2 / 2)
         inner = special.ndtr(z - second) + special.ndtr(second / np.sqrt(2)) - 1
         return gap * (2 * special.ndtr(z) - 1) - 2 * mean * inner
+
+
+@lru_cache(maxsize=16)
+def _top_of_hazard(law: str, shape: tuple[float, float], shortest: float) -> float:
+    """Return the time of the highest hazard."""
+    if law == "gamma":
+        return np.inf if shape[0] >= 1 else shortest
+    gaps = gap_law(law, shape)
+
+    def lower(log_time: float) -> float:
+        time = np.exp(log_time)
+        return float(gaps.logsf(time) - gaps.logpdf(time))
+
+    bounds = (shape[0] - shape[1] ** 2 - 5 * shape[1], shape[0] + 5 * shape[1] + 5)
+    found = optimize.minimize_scalar(lower, bounds=bounds, method="bounded", options={"xatol": 1e-10})
+    return max(float(np.exp(found.x)), shortest)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from seqattn.data.batches import EventBatch
-from seqattn.data.clock import moment, to_numbers
+from seqattn.data.clock import Clock, moment, to_numbers
 from seqattn.data.sequences import Sequences
 from seqattn.data.table import column_of
 from seqattn.errors import DataError, ParameterError
@@ -72,7 +72,7 @@ def present(sequences: Sequences, now: Any) -> NDArray[np.float64]:
     """Return the present of each sequence, checked not to lie before its last event."""
     if now is None:
         return np.asarray(sequences.end, dtype=np.float64)
-    given = float_times(sequences, now, "now")
+    given = float_times(sequences.clock, now, "now")
     if len(given) not in (1, len(sequences)):
         raise DataError(
             f"now holds {len(given)} times for {len(sequences)} sequences. Give one, or one each."
@@ -90,13 +90,13 @@ def present(sequences: Sequences, now: Any) -> NDArray[np.float64]:
     return at
 
 
-def float_times(sequences: Sequences, times: Any, what: str) -> NDArray[np.float64]:
-    """Return one or many times as numbers on the clock of the sequences."""
+def float_times(clock: Clock, times: Any, what: str) -> NDArray[np.float64]:
+    """Return one or many times as numbers on a clock."""
     if isinstance(times, np.datetime64):
         times = np.array([times])
     if isinstance(times, pl.Series) or np.ndim(times):
-        return to_numbers(column_of(what, times), sequences.clock, what)
-    return np.array([moment(times, sequences.clock, what)])
+        return to_numbers(column_of(what, times), clock, what)
+    return np.array([moment(times, clock, what)])
 
 
 def empty_columns(n: int, levels: tuple[float, ...]) -> dict[str, NDArray[Any]]:

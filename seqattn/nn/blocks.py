@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqattn.attention import Layout, attend
-from seqattn.attention.patterns import Pattern
+from seqattn.attention import KeyBias, KeyValueState, Layout, attend
+from seqattn.attention.patterns import Bias, Pattern
+from seqattn.errors import ParameterError
 
 
 class SelfAttention(nn.Module):
-    """Return multi-head attention of each sequence to itself.
+    r"""Return multi-head attention of each sequence to itself.
 
     Parameters
     ----------
@@ -20,22 +25,71 @@ class SelfAttention(nn.Module):
         Number of heads.
     pattern
         Who may see whom: a name such as ``"dense"`` or a pattern object of :mod:`seqattn.attention`.
+    time_decay
+        Whether each head learns how fast the past fades, :math:`\exp(\mathrm{log\_decay}_h)` per model unit of
+        time; see :meth:`decay`.
     """
 
-    def __init__(self, d_model: int, n_heads: int, pattern: str | Pattern = "dense") -> None:
+    log_decay: nn.Parameter | None
+
+    def __init__(
+        self, d_model: int, n_heads: int, pattern: str | Pattern = "dense", time_decay: bool = False
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.pattern = pattern
         self.inputs = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)
+        self.log_decay = nn.Parameter(torch.linspace(-3, 0, n_heads)) if time_decay else None
 
     def forward(
-        self, x: Float[Tensor, "tokens dim"], layout: Layout, causal: bool = False
+        self,
+        x: Float[Tensor, "tokens dim"],
+        layout: Layout,
+        causal: bool = False,
+        bias: Bias | None = None,
     ) -> Float[Tensor, "tokens dim"]:
         """Return the attended tokens, ``x`` being the sequences that ``layout`` delimits end to end."""
         q, k, v = self.inputs(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
-        seen = attend(q, k, v, pattern=self.pattern, causal=causal, layout=layout)
+        seen = attend(q, k, v, pattern=self.pattern, causal=causal, layout=layout, bias=bias)
         return self.output(seen.output.reshape(x.shape))
+
+    def step(
+        self,
+        x: Float[Tensor, "rows new dim"],
+        state: KeyValueState,
+        bias: Bias | None = None,
+        counts: Int[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, "rows new dim"]:
+        """Return the attended new tokens of growing sequences, as :meth:`forward` with ``causal`` gives them.
+
+        Parameters
+        ----------
+        x
+            The new tokens of each sequence.
+        state
+            What the layer knows of the earlier tokens; takes the new ones up.
+        bias
+            Added to the scores of the new keys, ``[rows, heads or 1, new]``.
+        counts
+            How many of the new tokens exist in each row; ``None`` for all.
+        """
+        rows, new, dim = x.shape
+        q, k, v = self.inputs(x).view(rows, new, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = attend(q, k, v, pattern=self.pattern, causal=True, bias=bias, lengths=counts, state=state)
+        return self.output(seen.output.transpose(1, 2).reshape(rows, new, dim))
+
+    def decay(self, times: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens heads"] | None:
+        r"""Return the bias of keys by which scores fall with the age of the key; ``None`` without ``time_decay``.
+
+        .. math:: -e^{\ell_h} (t_i - t_j) = e^{\ell_h} t_j + \text{a constant of the row}
+
+        Parameters
+        ----------
+        times
+            Time of each token in model units, from any origin.
+        """
+        return None if self.log_decay is None else times[..., None] * self.log_decay.exp()
 
 
 class EncoderBlock(nn.Module):
@@ -43,16 +97,23 @@ class EncoderBlock(nn.Module):
 
     Parameters
     ----------
-    d_model, n_heads, pattern
+    d_model, n_heads, pattern, time_decay
         As in :class:`SelfAttention`.
     dropout
         Share of units that are dropped on both residual branches while training.
     """
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, pattern: str | Pattern = "dense") -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        dropout: float,
+        pattern: str | Pattern = "dense",
+        time_decay: bool = False,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model)
-        self.attention = SelfAttention(d_model, n_heads, pattern)
+        self.attention = SelfAttention(d_model, n_heads, pattern, time_decay)
         self.norm2 = nn.LayerNorm(d_model)
         self.feed_forward = nn.Sequential(
             nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
@@ -60,15 +121,30 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "tokens dim"], layout: Layout, causal: bool = False
+        self,
+        x: Float[Tensor, "tokens dim"],
+        layout: Layout,
+        causal: bool = False,
+        bias: Bias | None = None,
     ) -> Float[Tensor, "tokens dim"]:
         """Return the tokens after this block."""
-        x = x + self.dropout(self.attention(self.norm1(x), layout, causal))
+        x = x + self.dropout(self.attention(self.norm1(x), layout, causal, bias))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
+
+    def step(
+        self,
+        x: Float[Tensor, "rows new dim"],
+        state: KeyValueState,
+        bias: Bias | None = None,
+        counts: Int[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, "rows new dim"]:
+        """Return new tokens after this block; the arguments are those of :meth:`SelfAttention.step`."""
+        x = x + self.dropout(self.attention.step(self.norm1(x), state, bias, counts))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
 class Encoder(nn.Module):
-    """Return tokens after a stack of blocks and a final norm.
+    r"""Return tokens after a stack of blocks and a final norm.
 
     Parameters
     ----------
@@ -76,6 +152,10 @@ class Encoder(nn.Module):
         Number of blocks.
     share_layers
         Whether all layers use one set of weights.
+    time_decay
+        Whether each head of each layer learns a rate with which its scores fall with the age of a key,
+        :math:`-e^{\ell_h} (t_i - t_j)`; :meth:`forward` is then causal and takes the times of the tokens. The
+        logarithms of the rates start evenly spaced from -3 to 0 over the heads.
     d_model, n_heads, dropout, pattern
         As in :class:`EncoderBlock`.
     """
@@ -88,17 +168,113 @@ class Encoder(nn.Module):
         dropout: float,
         pattern: str | Pattern = "dense",
         share_layers: bool = False,
+        time_decay: bool = False,
     ) -> None:
         super().__init__()
         self.n_layers = n_layers
+        self.time_decay = time_decay
         distinct = min(n_layers, 1) if share_layers else n_layers
-        self.blocks = nn.ModuleList(EncoderBlock(d_model, n_heads, dropout, pattern) for _ in range(distinct))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(d_model, n_heads, dropout, pattern, time_decay) for _ in range(distinct)
+        )
         self.norm = nn.LayerNorm(d_model)
 
     def forward(
-        self, x: Float[Tensor, "tokens dim"], layout: Layout, causal: bool = False
+        self,
+        x: Float[Tensor, "tokens dim"],
+        layout: Layout,
+        causal: bool = False,
+        times: Float[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "tokens dim"]:
-        """Return the encoded tokens."""
+        """Return the encoded tokens.
+
+        Parameters
+        ----------
+        x
+            The sequences that ``layout`` delimits, end to end.
+        layout
+            Where they lie.
+        causal
+            Whether no token sees a later one.
+        times
+            Only with ``time_decay``: time of each token in model units since the start of its sequence. Not since
+            its mean or end, or later tokens would move the last bits of earlier ones.
+
+        Raises
+        ------
+        ParameterError
+            Times are missing or not wanted, or a decay with age is to look into the future.
+        """
+        self._check_times(times)
+        if self.time_decay and not causal:
+            raise ParameterError("time_decay=True needs causal=True: later tokens have no age.")
         for layer in range(self.n_layers):
-            x = self.blocks[layer % len(self.blocks)](x, layout, causal)
+            block = self._layer(layer)
+            decay = None if times is None else block.attention.decay(times)
+            x = block(x, layout, causal, None if decay is None else KeyBias(decay.to(x.dtype)))
         return self.norm(x)
+
+    def start(self) -> list[KeyValueState]:
+        """Return the empty states of all layers for :meth:`step`, one per layer even where weights are shared."""
+        return [KeyValueState() for _ in range(self.n_layers)]
+
+    def step(
+        self,
+        x: Float[Tensor, "rows *new dim"],
+        states: Sequence[KeyValueState],
+        times: Float[Tensor, "rows *new"] | None = None,
+        counts: Int[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, "rows *new dim"]:
+        """Return the encoded new tokens of growing sequences, as the causal :meth:`forward` pass gives them.
+
+        Without gradients, so under ``torch.no_grad()``, and in evaluation mode.
+
+        Parameters
+        ----------
+        x
+            One new token per row ``[rows, dim]``, or several ``[rows, new, dim]``.
+        states
+            From :meth:`start`; they take the new tokens up. All layers need the same ``select`` or ``copy``.
+        times
+            Only with ``time_decay``: times of the new tokens in model units, of the origin that their rows had before;
+            best in float64.
+        counts
+            How many of the new tokens exist in each row, the first ones; ``None`` for all.
+
+        Returns
+        -------
+        The encoded tokens in the shape of ``x``; 0 for those that do not exist.
+
+        Raises
+        ------
+        ParameterError
+            Times are missing or not wanted, or there are not as many states as layers.
+        BackendError
+            Gradients are wanted.
+        """
+        self._check_times(times)
+        if len(states) != self.n_layers:
+            raise ParameterError(f"There must be {self.n_layers} states, one per layer, got {len(states)}.")
+        wide = x if x.dim() == 3 else x[:, None]
+        if times is not None:
+            times = times.to(torch.float64).view(wide.shape[:2])
+        for layer, state in enumerate(states):
+            block = self._layer(layer)
+            decay = None if times is None else block.attention.decay(times)
+            bias = None if decay is None else KeyBias(decay.transpose(1, 2))
+            wide = block.step(wide, state, bias, counts)
+        wide = self.norm(wide)
+        if counts is not None:
+            absent = torch.arange(wide.shape[1], device=x.device) >= counts[:, None]
+            wide = wide.masked_fill(absent[..., None], 0)
+        return wide.view(x.shape)
+
+    def _layer(self, number: int) -> EncoderBlock:
+        return cast(EncoderBlock, self.blocks[number % len(self.blocks)])
+
+    def _check_times(self, times: Tensor | None) -> None:
+        if (times is not None) != self.time_decay:
+            raise ParameterError(
+                f"times must be given if and only if time_decay=True, got time_decay={self.time_decay} and "
+                f"times {'given' if times is not None else 'None'}."
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 
 class TimeShiftedEncoding(nn.Module):
@@ -39,3 +40,29 @@ class TimeShiftedEncoding(nn.Module):
         """Return the encoding of tokens at integer positions with clock readings in model units."""
         phase = position[:, None] * self.frequency.to(clock.dtype) + clock[:, None] * self.shift
         return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class TimeFeatures(nn.Module):
+    r"""Return what a small network makes of the gap before a token and of its age.
+
+    .. math:: W_2\,\mathrm{GELU}\bigl(W_1 [\log(g + 10^{-3}), \log(1 + g), \log(1 + t - t_1)] + b_1\bigr) + b_2
+
+    Logarithms of the gap g and of the time since the first event tell short times apart that phases cannot.
+
+    Parameters
+    ----------
+    d_model
+        Width of the tokens.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, d_model)
+        self.outer = nn.Linear(d_model, d_model)
+
+    def forward(
+        self, gap: Float[Tensor, " tokens"], age: Float[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens dim"]:
+        """Return the features of tokens; gap and age in model units."""
+        features = torch.stack([torch.log(gap + 1e-3), torch.log1p(gap), torch.log1p(age)], 1)
+        return self.outer(gelu(self.inner(features)))

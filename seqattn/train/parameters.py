@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,8 @@ def encode_parameter(value: Any) -> Any:
     if isinstance(value, list):
         return {"list": [encode_parameter(item) for item in value]}
     if isinstance(value, Pattern):
-        return {"pattern": type(value).__name__, "fields": encode_parameter(asdict(value))}
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"pattern": type(value).__name__, "fields": encode_parameter(parts)}
     if isinstance(value, np.random.RandomState | np.random.Generator):
         return {"label": encode_label(None)}  # a generator's state is no part of the fitted model
     return {"label": encode_label(value)}

@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import pytest
 import torch
 
-from seqattn.attention import KeyBias, Layout, attend
+from seqattn.attention import Dense, KeyBias, Layout, Local, Prefix, attend, backends
+from seqattn.errors import BackendError
 
 LAYOUTS = ("packed", "padded")
+# The patterns whose definitions are written down in the oracle.
+PATTERNS = {
+    "dense": Dense(),
+    "self": Local(0),
+    "local": Local(3),
+    "both sides": Local(2, 1),
+    "prefix": Prefix(2),
+    "local and prefix": Local(2) | Prefix(2),
+    "wide": Local(40, 7),
+    "wide and prefix": Prefix(5) | Local(33),
+    "three parts": Local(1, 4) | Prefix(3) | Local(20),
+}
+
+
+class Way(NamedTuple):
+    """A kernel and a pattern that it computes."""
+
+    kernel: str
+    pattern: str
+
+    def __str__(self):
+        return f"{self.kernel}, {self.pattern}"
+
+    @property
+    def arguments(self):
+        return {"kernel": self.kernel, "pattern": PATTERNS[self.pattern]}
+
+    @property
+    def can(self):
+        return backends()[self.kernel]
+
+    def refuses(self, batch, layout, **arguments):
+        """Return whether the call is of another sequence's keys and the kernel cannot do that; it must then say so."""
+        if batch.keys is None or self.can.cross:
+            return False
+        with pytest.raises(BackendError, match="keys of another sequence are not supported"):
+            call(batch, layout, **self.arguments, **arguments)
+        return True
+
+
+# Every kernel is named here with every kind of pattern that it computes.
+WAYS = (
+    Way("plain", "dense"),
+    Way("sdpa", "dense"),
+    *(Way("reference", pattern) for pattern in ("dense", "both sides", "prefix", "local and prefix")),
+    *(
+        Way("window", pattern)
+        for pattern in ("self", "local", "both sides", "local and prefix", "three parts")
+    ),
+)
 
 
 def call(batch, layout, fill=0.0, **arguments):

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 import torch
 
 # Who sees whom, apart from causality and holes. A new pattern is tested by being named here.
-VISIBLE = {"dense": lambda i, j: True}
+VISIBLE = {
+    "dense": lambda i, j: True,
+    "self": lambda i, j: i == j,
+    "local": lambda i, j: i - 3 <= j <= i,
+    "both sides": lambda i, j: i - 2 <= j <= i + 1,
+    "prefix": lambda i, j: j < 2,
+    "local and prefix": lambda i, j: i - 2 <= j <= i or j < 2,
+    "wide": lambda i, j: i - 40 <= j <= i + 7,
+    "wide and prefix": lambda i, j: i - 33 <= j <= i or j < 5,
+    "three parts": lambda i, j: i - 1 <= j <= i + 4 or j < 3 or i - 20 <= j <= i,
+}
 
 
 def one_row(q, k, v, bias, visible, scale):

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from attention.calls import LAYOUTS, call, inputs
+from attention.calls import LAYOUTS, WAYS, call, inputs
 from attention.oracle import Ragged
 from torch.profiler import profile
 
@@ -145,8 +145,11 @@ def test_explain_takes_shapes_and_prints_every_kernel():
     )
     assert lines[1] == "kernel: sdpa"
     assert {line.split(":")[0].strip() for line in lines[2:]} == set(backends())
-    costs = [one.cost for one in explained.candidates]
+    costs = [torch.inf if one.cost is None else one.cost for one in explained.candidates]
     assert costs == sorted(costs)
+    assert [one.refusals for one in explained.candidates if one.cost is None] == [
+        ("pattern 'dense' is not supported",)
+    ]
 
 
 def test_explain_has_the_arguments_and_defaults_of_attend():
@@ -172,12 +175,13 @@ def test_explain_tells_what_attend_takes():
 
 
 def test_capabilities_are_true_for_the_kernels_that_declare_them():
-    for name, can in backends().items():
-        assert set(can.needs) >= {"output", "lse"}
-        assert can.exact
-        for need in can.needs:
+    for way in WAYS:
+        assert set(way.can.needs) >= {"output", "lse"}
+        assert way.can.exact
+        for need in way.can.needs:
             with torch.no_grad():
-                assert call(Ragged([3]), "packed", kernel=name, need=need).stats["kernel"] == name
+                result = call(Ragged([3]), "packed", **way.arguments, need=need)
+            assert result.stats["kernel"] == way.kernel
 
 
 def fused_cases():

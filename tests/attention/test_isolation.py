@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention.calls import LAYOUTS, call, gradients, inputs, largest_error, sequences
-from attention.oracle import Ragged
+from attention.calls import LAYOUTS, WAYS, call, gradients, inputs, largest_error, sequences
+from attention.oracle import VISIBLE, Ragged
 
 from seqattn.attention import KeyBias, Layout, attend
 
-KERNELS = ("plain", "reference", "sdpa")
 
-
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("lengths", [([7, 4, 9], None), ([3, 9, 4], [7, 5, 9])], ids=["self", "cross"])
-def test_the_rows_that_feel_a_changed_key_are_exactly_those_that_see_it(lengths, causal, kernel):
+def test_the_rows_that_feel_a_changed_key_are_exactly_those_that_see_it(lengths, causal, way):
     batch = Ragged(*lengths, seed=3)
+    if way.refuses(batch, "packed"):
+        return
     draw = torch.Generator().manual_seed(1)
     for layout in LAYOUTS:
-        before = sequences(batch, layout, call(batch, layout, causal=causal, kernel=kernel).output)
+        before = sequences(batch, layout, call(batch, layout, causal=causal, **way.arguments).output)
         for b, (n, m) in enumerate(zip(batch.queries, batch.key_lengths, strict=True)):
             j = int(torch.randint(m, (1,), generator=draw))
             changed = Ragged(*lengths, seed=3)
             with torch.no_grad():
                 changed.leaves["k"][b][:, j] += 1
                 changed.leaves["v"][b][:, j] -= 1
-            after = sequences(changed, layout, call(changed, layout, causal=causal, kernel=kernel).output)
+            after = sequences(changed, layout, call(changed, layout, causal=causal, **way.arguments).output)
             felt = [(x != y).any(-1).any(0).tolist() for x, y in zip(before, after, strict=True)]
             wanted = [[False] * length for length in batch.queries]
-            wanted[b] = [not causal or j <= m - n + i for i in range(n)]
+            wanted[b] = [VISIBLE[way.pattern](i, j) and (not causal or j <= m - n + i) for i in range(n)]
             assert felt == wanted
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("poison", [1e4, torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("bias_heads", [0, 2])
-def test_a_prefix_does_not_know_how_the_sequence_goes_on(bias_heads, poison, kernel):
+def test_a_prefix_does_not_know_how_the_sequence_goes_on(bias_heads, poison, way):
     lengths = [11, 6, 8]
     batch = Ragged(lengths, bias_heads=bias_heads)
     for layout in LAYOUTS:
-        whole = sequences(batch, layout, call(batch, layout, causal=True, kernel=kernel).output)
+        whole = sequences(batch, layout, call(batch, layout, causal=True, **way.arguments).output)
         for cut in (1, 4, 5):
             short = Ragged([cut] * 3, bias_heads=bias_heads)
             poisoned = Ragged(lengths, bias_heads=bias_heads)
@@ -50,8 +50,8 @@ def test_a_prefix_does_not_know_how_the_sequence_goes_on(bias_heads, poison, ker
                         short.leaves[name][b] = leaf[:, :cut].detach().clone().requires_grad_()
                         if name != "bias":
                             poisoned.leaves[name][b][:, cut:] = poison
-            alone = sequences(short, layout, call(short, layout, causal=True, kernel=kernel).output)
-            spoilt = sequences(poisoned, layout, call(poisoned, layout, causal=True, kernel=kernel).output)
+            alone = sequences(short, layout, call(short, layout, causal=True, **way.arguments).output)
+            spoilt = sequences(poisoned, layout, call(poisoned, layout, causal=True, **way.arguments).output)
             assert largest_error(alone, [x[:, :cut] for x in whole]) < 1e-12
             assert largest_error([x[:, :cut] for x in spoilt], [x[:, :cut] for x in whole]) < 1e-12
             clean = gradients(batch, [x[:, :cut] for x in whole])
@@ -59,19 +59,21 @@ def test_a_prefix_does_not_know_how_the_sequence_goes_on(bias_heads, poison, ker
             assert largest_error(kept, [grad[:, :cut] for grad in clean]) < 1e-12
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("where", ["q", "k", "v", "bias"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_rows_that_see_what_is_not_finite_are_nan_and_no_others(causal, where, kernel):
+def test_rows_that_see_what_is_not_finite_are_nan_and_no_others(causal, where, way):
     batch = Ragged([5, 4], heads=4, key_heads=2, bias_heads=4)
-    clean = {name: call(batch, name, causal=causal, kernel="reference") for name in LAYOUTS}
+    pattern = way.arguments["pattern"]
+    clean = {name: call(batch, name, causal=causal, pattern=pattern, kernel="reference") for name in LAYOUTS}
     with torch.no_grad():
         batch.leaves[where][1][1, 2] = torch.nan
     heads = {"q": [1], "bias": [1]}.get(where, [2, 3])  # key head 1 serves query heads 2 and 3
-    rows = [2] if where == "q" else [2, 3] if causal else [0, 1, 2, 3]
+    rows = [i for i in range(4) if VISIBLE[way.pattern](i, 2) and (not causal or i >= 2)]
+    rows = [2] if where == "q" else rows
     for layout in LAYOUTS:
-        need = "output" if kernel == "sdpa" else "weights"
-        result = call(batch, layout, causal=causal, kernel=kernel, need=need)
+        need = "weights" if "weights" in way.can.needs else "output"
+        result = call(batch, layout, causal=causal, **way.arguments, need=need)
         found = sequences(batch, layout, result.output)
         nan = [[h, i] for h in heads for i in rows]
         assert found[1].isnan().any(-1).nonzero().tolist() == nan
@@ -84,12 +86,14 @@ def test_rows_that_see_what_is_not_finite_are_nan_and_no_others(causal, where, k
             assert sequences(batch, layout, result.lse)[1].isnan().nonzero().tolist() == nan
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("lengths", [([5, 0, 3], None), ([4, 2, 3], [6, 3, 0])], ids=["self", "cross"])
 @pytest.mark.parametrize("bias_heads", [0, 1])
-def test_nan_in_padding_changes_no_bit(bias_heads, lengths, causal, kernel):
+def test_nan_in_padding_changes_no_bit(bias_heads, lengths, causal, way):
     batch = Ragged(*lengths, bias_heads=bias_heads)
+    if way.refuses(batch, "padded"):
+        return
     results, grads = [], []
     for fill in (0.0, torch.nan):
         arguments = inputs(batch, "padded", fill)
@@ -98,7 +102,7 @@ def test_nan_in_padding_changes_no_bit(bias_heads, lengths, causal, kernel):
         if bias_heads:
             leaves.append(arguments["bias"].values.detach().requires_grad_())
             arguments["bias"] = KeyBias(leaves[-1])
-        result = attend(**arguments, causal=causal, kernel=kernel)
+        result = attend(**arguments, causal=causal, **way.arguments)
         results.append(result.output.detach())
         grads.append(torch.autograd.grad((result.output**2).sum(), leaves))
     assert torch.equal(results[0], results[1])
@@ -111,34 +115,36 @@ def test_nan_in_padding_changes_no_bit(bias_heads, lengths, causal, kernel):
             assert (poisoned[b, :, length:] == 0).all()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_sequence_alone_is_what_it_is_in_any_batch_and_order(kernel):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_sequence_alone_is_what_it_is_in_any_batch_and_order(way):
     batch = Ragged([9, 2, 14, 2, 5, 1, 0, 13], bias_heads=2)
     order = [3, 7, 0, 6, 2, 5, 1, 4]
     shuffled = Ragged([batch.queries[b] for b in order], bias_heads=2)
     for name, leaves in batch.leaves.items():
         shuffled.leaves[name] = [leaves[b] for b in order]
     for layout in LAYOUTS:
-        together = sequences(batch, layout, call(batch, layout, causal=True, kernel=kernel).output)
-        mixed = sequences(shuffled, layout, call(shuffled, layout, causal=True, kernel=kernel).output)
+        together = sequences(batch, layout, call(batch, layout, causal=True, **way.arguments).output)
+        mixed = sequences(shuffled, layout, call(shuffled, layout, causal=True, **way.arguments).output)
         assert largest_error(mixed, [together[b] for b in order]) < 1e-12
         for b in (0, 1, 5):
             single = Ragged([batch.queries[b]], bias_heads=2)
             for name, leaves in batch.leaves.items():
                 single.leaves[name] = [leaves[b]]
-            alone = sequences(single, layout, call(single, layout, causal=True, kernel=kernel).output)
+            alone = sequences(single, layout, call(single, layout, causal=True, **way.arguments).output)
             assert largest_error(alone, [together[b]]) < 1e-12
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_keys_that_no_query_sees_have_no_gradient_and_no_effect(kernel):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_keys_that_no_query_sees_have_no_gradient_and_no_effect(way):
     batch = Ragged([2, 0, 3], [3, 4, 0])
+    if way.refuses(batch, "packed"):
+        return
     with torch.no_grad():
         batch.leaves["k"][1][:] = torch.nan
         batch.leaves["v"][1][:] = torch.nan
         batch.leaves["q"][2][:] = torch.nan
     for layout in LAYOUTS:
-        found = sequences(batch, layout, call(batch, layout, kernel=kernel).output)
+        found = sequences(batch, layout, call(batch, layout, **way.arguments).output)
         assert torch.isfinite(found[0]).all()
         assert (found[2] == 0).all()
         grads = gradients(batch, found)
@@ -148,17 +154,19 @@ def test_keys_that_no_query_sees_have_no_gradient_and_no_effect(kernel):
 def test_the_global_random_state_is_not_touched():
     state = torch.random.get_rng_state()
     batch = Ragged([5, 3])
-    for kernel in KERNELS:
-        gradients(batch, sequences(batch, "packed", call(batch, "packed", kernel=kernel).output))
+    for way in WAYS:
+        gradients(batch, sequences(batch, "packed", call(batch, "packed", **way.arguments).output))
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_inputs_are_not_written_to():
     batch = Ragged([5, 3], bias_heads=1)
     copies = [leaf.detach().clone() for leaf in batch.all_leaves()]
-    for kernel in KERNELS:
+    for way in WAYS:
         for layout in LAYOUTS:
-            gradients(batch, sequences(batch, layout, call(batch, layout, causal=True, kernel=kernel).output))
+            gradients(
+                batch, sequences(batch, layout, call(batch, layout, causal=True, **way.arguments).output)
+            )
     assert all(torch.equal(a, b) for a, b in zip(copies, batch.all_leaves(), strict=True))
 
 
@@ -176,13 +184,13 @@ def test_finite_values_are_not_mistaken_for_damage():
 
 
 def test_stats_tell_whether_the_inputs_were_finite():
-    for kernel in KERNELS:
+    for way in WAYS:
         for layout in LAYOUTS:
             batch = Ragged([4, 2])
-            assert call(batch, layout, kernel=kernel).stats == {"kernel": kernel, "finite": True}
+            assert call(batch, layout, **way.arguments).stats == {"kernel": way.kernel, "finite": True}
             with torch.no_grad():
                 batch.leaves["v"][0][0, 1] = torch.nan
-            assert call(batch, layout, kernel=kernel).stats == {"kernel": kernel, "finite": False}
+            assert call(batch, layout, **way.arguments).stats == {"kernel": way.kernel, "finite": False}
 
 
 @pytest.mark.parametrize("length", [1, 4, 15, 17, 40])
@@ -200,15 +208,17 @@ def test_a_sequence_of_nothing_but_nan_is_nan(length):
             assert torch.equal(found[1], clean[1])
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nan_in_a_query_that_sees_no_key_goes_nowhere(layout, kernel):
+def test_nan_in_a_query_that_sees_no_key_goes_nowhere(layout, way):
     """With more queries than keys the first ones see nothing if causal; their scores must not reach the keys."""
     batch = Ragged([5, 2], [3, 2])
-    clean = sequences(batch, layout, call(batch, layout, causal=True, kernel=kernel).output)
+    if way.refuses(batch, layout):
+        return
+    clean = sequences(batch, layout, call(batch, layout, causal=True, **way.arguments).output)
     wanted = gradients(batch, clean)
     with torch.no_grad():
         batch.leaves["q"][0][:, :2] = torch.nan
-    found = sequences(batch, layout, call(batch, layout, causal=True, kernel=kernel).output)
+    found = sequences(batch, layout, call(batch, layout, causal=True, **way.arguments).output)
     assert largest_error(found, clean) < 1e-12
     assert largest_error(gradients(batch, found), wanted) < 1e-12

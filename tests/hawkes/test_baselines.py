@@ -66,12 +66,6 @@ def test_simulated_paths_follow_the_process():
     assert stats.kstest(model._scores(data).rescaled_gaps(), "expon").pvalue > 1e-3
 
 
-def test_explosive_process_ends_with_an_error():
-    model = hawkes_process((np.array([1.0]), np.array([[1.5]]), 1.0))
-    with pytest.raises(DataError, match=r"max_events=200.*Spectral radius.*1\.500"):
-        model.sample(1, 100.0, max_events=200, random_state=0)
-
-
 def test_too_many_types_for_excitations():
     rows = [(np.arange(300.0), list(range(300)))]
     with pytest.raises(DataError, match="300 types.*at most 256"):

@@ -4,24 +4,42 @@ import numpy as np
 import pytest
 import torch
 
+from seqattn.hawkes.decays import HiddenIntensity, MarkIntensity
 from seqattn.hawkes.forecast import next_event
-from seqattn.hawkes.intensity import HiddenIntensity, LinearIntensity, MarkIntensity
+from seqattn.hawkes.intensity import LinearIntensity, SumIntensity
+from seqattn.hawkes.kernels import KernelIntensity
 
 
-def random_mark(tokens: int, types: int, seed: int, spread: float = 1.5) -> MarkIntensity:
+def random_mark(tokens: int, types: int, seed: int, spread: float = 1.5, decays: int = 1) -> MarkIntensity:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
-    rate = torch.nn.functional.softplus(2 * draw(tokens, types)) + 1e-6
-    return MarkIntensity(
-        spread * draw(tokens, types) - 1, spread * draw(tokens, types), rate, draw(types).exp()
+    rate = torch.nn.functional.softplus(2 * draw(tokens, decays, types)) + 1e-6
+    asymptote, amplitude = spread * draw(tokens, types) - 1, spread * draw(tokens, decays, types)
+    return MarkIntensity(asymptote, amplitude, rate, draw(types).exp())
+
+
+def random_decays(tokens: int, types: int, seed: int) -> MarkIntensity:
+    return random_mark(tokens, types, seed, decays=4)
+
+
+def random_sum(tokens: int, types: int, seed: int) -> SumIntensity:
+    """Decays, kernels on own gaps and on common gaps, some of them sharp."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.rand(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    own = KernelIntensity(
+        draw(tokens, 3, types), draw(tokens, types), 3 * draw(3, types), 0.02 + draw(3, types)
     )
+    sharp = KernelIntensity(
+        2 * draw(tokens, 2, types) - 2, draw(tokens, 1), 0.2 + draw(2, types), 0.01 + 0.05 * draw(2, types)
+    )
+    return SumIntensity((random_mark(tokens, types, seed, decays=2), own, sharp))
 
 
 def random_hidden(tokens: int, types: int, seed: int) -> HiddenIntensity:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
     return HiddenIntensity(
-        draw(tokens, 8), 2 * draw(tokens, 8), draw(tokens, 8).exp(), draw(types, 8), draw(types)
+        draw(tokens, 8), 2 * draw(tokens, 2, 8), draw(tokens, 2, 8).exp(), draw(types, 8), draw(types)
     )
 
 
@@ -39,7 +57,7 @@ def on_a_grid(intensity, token: int, seen: float, step: float = 2e-4, points: in
     return float(torch.trapezoid(survival, dx=step)), median, types, float(score)
 
 
-@pytest.mark.parametrize("make", [random_mark, random_hidden])
+@pytest.mark.parametrize("make", [random_mark, random_hidden, random_decays, random_sum])
 def test_all_answers_equal_brute_force(make):
     intensity = make(5, 3, seed=4)
     seen = torch.tensor([0.01, 0.3, 1.0, 2.0, 5.0], dtype=torch.float64)

@@ -8,8 +8,9 @@ from hawkes.reference import CROSS, HAWKES, double_sum_log_likelihood, hawkes_da
 from seqattn import PoissonProcess, Sequences
 from seqattn.data.batches import pack
 from seqattn.errors import ParameterError
+from seqattn.hawkes.decays import MarkIntensity
 from seqattn.hawkes.forecast import next_event
-from seqattn.hawkes.intensity import LinearIntensity, MarkIntensity
+from seqattn.hawkes.intensity import LinearIntensity
 from seqattn.hawkes.likelihood import IntervalScores, score_intervals
 
 
@@ -31,7 +32,7 @@ def by_hand(sequences: Sequences, parameters, scale: float = 1.0):
     rate = torch.full(felt.shape, decay * scale, dtype=torch.float64)
     scales = torch.full((len(mu),), sharp, dtype=torch.float64)
     linear = LinearIntensity(asymptote * sharp, amplitude * sharp, rate[:, 0])
-    return batch, MarkIntensity(asymptote, amplitude, rate, scales, nodes=24), linear
+    return batch, MarkIntensity(asymptote, amplitude[:, None], rate[:, None], scales, nodes=24), linear
 
 
 @pytest.mark.parametrize("parameters", [HAWKES, CROSS])
@@ -145,7 +146,7 @@ def test_events_a_window_conditions_on_are_not_scored():
 def test_impossible_events_are_not_capped():
     """No epsilon hides an event that the model deems impossible: the penalty grows without end."""
     asymptote = torch.full((2, 1), -300.0)
-    intensity = MarkIntensity(asymptote, torch.zeros(2, 1), torch.ones(2, 1), torch.ones(1))
+    intensity = MarkIntensity(asymptote, torch.zeros(2, 1, 1), torch.ones(2, 1, 1), torch.ones(1))
     data = Sequences.from_lists([([1.0], [0])], window=(0.0, 2.0), labels=1)
     scores = score_intervals(pack(data, np.array([0])), intensity, 1.0)
     assert scores.log_likelihood("full", "given").total == pytest.approx(-300.0)

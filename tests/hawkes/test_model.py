@@ -7,6 +7,7 @@ import torch
 from seqattn import Sequences
 from seqattn.data.batches import pack
 from seqattn.errors import ParameterError
+from seqattn.hawkes.intensity import SumIntensity
 from seqattn.hawkes.model import SelfAttentiveHawkes
 
 DEFAULTS = {
@@ -23,7 +24,14 @@ DEFAULTS = {
     "integral": "graded",
     "nodes": 12,
     "attention": "dense",
+    "n_decays": 1,
+    "own_kernels": 0,
+    "gap_kernels": 0,
+    "time_features": False,
+    "time_decay": False,
+    "max_context": None,
 }
+ADDITIONS = {"n_decays": 3, "own_kernels": 2, "gap_kernels": 2, "time_features": True, "time_decay": True}
 
 
 def random_module(seed: int = 0, n_types: int = 3, **options) -> SelfAttentiveHawkes:
@@ -45,16 +53,24 @@ def random_sequences(seed: int, lengths, n_types: int = 3) -> Sequences:
 
 def states(module, sequences, rows=None, dtype=torch.float32):
     rows = np.arange(len(sequences)) if rows is None else np.array(rows)
-    batch = pack(sequences, rows, dtype=dtype)
+    batch = pack(sequences, rows, dtype=dtype, recency=module.needs_recency)
     with torch.no_grad():
-        return batch, module(batch)
+        return batch, module(batch).detach()
+
+
+def decays_of(intensity):
+    return intensity.parts[0] if isinstance(intensity, SumIntensity) else intensity
 
 
 @pytest.mark.parametrize("form", ["mark", "hidden"])
 @pytest.mark.parametrize("clock", ["gap", "time", "log_gap"])
-def test_no_state_sees_the_event_it_scores(form, clock):
+@pytest.mark.parametrize(
+    "extra", [{}, ADDITIONS, {**ADDITIONS, "max_context": 3}], ids=["plain", "all", "local"]
+)
+def test_no_state_sees_the_event_it_scores(form, clock, extra):
     """Change type and time of event j: states before it stay equal to the bit; the one after it changes."""
-    module = random_module(form=form, clock=clock)
+    module = random_module(form=form, clock=clock, **extra)
+    u = torch.rand(13, 4)
     times, kinds = np.sort(np.random.default_rng(1).uniform(0, 20, 12)), np.arange(12) % 3
     for j in (0, 5, 11):
         moved, other = times.copy(), kinds.copy()
@@ -63,14 +79,17 @@ def test_no_state_sees_the_event_it_scores(form, clock):
         one = states(module, Sequences.from_lists([(times, kinds)], window=(0.0, 21.0), labels=3))[1]
         two = states(module, Sequences.from_lists([(moved, other)], window=(0.0, 21.0), labels=3))[1]
         before = slice(0, j + 1)  # tokens 0..j: the start and the events before event j
+        assert torch.equal(one.rates(u)[before], two.rates(u)[before])
         for name in ("asymptote", "amplitude", "rate"):
-            assert torch.equal(getattr(one, name)[before], getattr(two, name)[before])
-            assert not torch.equal(getattr(one, name)[j + 1], getattr(two, name)[j + 1])
+            mine, other_ = (getattr(decays_of(x), name) for x in (one, two))
+            assert torch.equal(mine[before], other_[before])
+            assert not torch.equal(mine[j + 1], other_[j + 1])
 
 
-def test_gradient_of_a_term_stops_at_its_past():
-    module = random_module()
-    batch = pack(random_sequences(2, [10]), np.array([0]))
+@pytest.mark.parametrize("extra", [{}, ADDITIONS], ids=["plain", "all"])
+def test_gradient_of_a_term_stops_at_its_past(extra):
+    module = random_module(**extra)
+    batch = pack(random_sequences(2, [10]), np.array([0]), recency=True)
     embedded = []
     handle = module.type_embedding.register_forward_hook(lambda _m, _i, out: embedded.append(out) or out)
     intensity = module(batch)
@@ -84,8 +103,11 @@ def test_gradient_of_a_term_stops_at_its_past():
         assert not reached[i + 1 :].any()
 
 
-def test_company_and_order_in_a_batch_do_not_matter():
-    module = random_module().double()
+@pytest.mark.parametrize(
+    "extra", [{}, ADDITIONS, {**ADDITIONS, "max_context": 4}], ids=["plain", "all", "local"]
+)
+def test_company_and_order_in_a_batch_do_not_matter(extra):
+    module = random_module(**extra).double()
     sequences = random_sequences(3, [7, 0, 30, 1, 12])
     batch, together = states(module, sequences, dtype=torch.float64)
     value = together.compensator(batch.until)
@@ -121,8 +143,11 @@ def test_printed_form_has_a_floor():
     assert float(intensity.rates(torch.rand(5, 3)).min()) == pytest.approx(0.6118, abs=1e-3)
 
 
-def test_loss_equals_its_definition():
-    module = random_module().double()
+@pytest.mark.parametrize(
+    "extra", [{}, ADDITIONS, {**ADDITIONS, "form": "hidden"}], ids=["plain", "all", "hidden"]
+)
+def test_loss_equals_its_definition(extra):
+    module = random_module(**extra).double()
     sequences = random_sequences(6, [5, 0, 8])
     batch, intensity = states(module, sequences, dtype=torch.float64)
     value = 0.0

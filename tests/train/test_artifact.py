@@ -329,3 +329,11 @@ def test_a_label_in_an_unknown_kind_of_zone_is_refused():
 def test_a_value_that_is_no_label_is_refused(value):
     with pytest.raises(ArtifactError, match="is not an encoded label"):
         decode_label(value)
+
+
+def test_patterns_within_patterns_come_back():
+    from seqattn.attention import Local, Prefix
+    from seqattn.train.parameters import decode_parameter, encode_parameter
+
+    pattern = Local(left=5) | Prefix(1)
+    assert decode_parameter(json.loads(json.dumps(encode_parameter(pattern)))) == pattern

@@ -1,0 +1,282 @@
+r"""Peaks of the intensity at a distance: Gaussian kernels on the time since an earlier event.
+
+Sums of decays cannot put a peak at a distance, and real recurrences have one: a badge that comes back after a year,
+a user who returns after a week. The part added to the intensity of type k is
+
+.. math:: \sum_m A_{km}\, N\bigl(e_k;\, c_{km}, w_{km}\bigr),
+
+with :math:`e_k` the time since the last event of type k (own kernels) or of any type (gap kernels), and amplitudes
+that follow from the encoder's state. Its integral is a difference of normal distribution functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.special import ndtr
+
+from seqattn.hawkes.intensity import Intensity
+from seqattn.hawkes.quadrature import log_softplus
+
+# Beyond this many widths from its centre a kernel is nothing: less than 1e-9 of it is left.
+_REACH = 6.0
+# A kernel that brings fewer events than this is not looked for by forecasts.
+_SMALL = 1e-6
+# Types with fewer gaps than this start from the gaps of all types.
+_ENOUGH_GAPS = 21
+# Smallest centre and width at the start, in model units.
+_SMALLEST = 1e-3
+# Elements per block of (tokens, kernels, types), so that the work arrays stay in the cache.
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class KernelIntensity(Intensity):
+    r"""Gaussian kernels on the time since an earlier event: additions 4 to the self-attentive Hawkes process.
+
+    .. math:: \lambda_k(u) = \sum_m \mathrm{softplus}(r_{km})\, N(e_k + u;\, c_{km}, w_{km})
+
+    Parameters
+    ----------
+    argument
+        :math:`r`, of shape (tokens, kernels, types); ``-inf`` gives amplitude 0. An amplitude is a number of events.
+    since
+        :math:`e \ge 0` at the token, of shape (tokens, types), or (tokens, 1) if it is the same for all types.
+    centre, width
+        :math:`c` and :math:`w > 0`, of shape (kernels, types).
+    """
+
+    argument: Float[Tensor, "tokens kernels types"]
+    since: Float[Tensor, "tokens types_or_1"]
+    centre: Float[Tensor, "kernels types"]
+    width: Float[Tensor, "kernels types"]
+
+    _token_fields: ClassVar[tuple[str, ...]] = ("argument", "since")
+
+    @property
+    def n_types(self) -> int:
+        return self.argument.shape[2]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.argument.shape[0]
+
+    def rates(self, elapsed: Float[Tensor, "tokens nodes"]) -> Float[Tensor, "tokens nodes types"]:
+        reached = self.since[:, None] + elapsed[:, :, None]
+        amplitude = softplus(self.argument) / (self.width * math.sqrt(2 * math.pi))
+        rates = reached.new_zeros(*elapsed.shape, self.n_types)
+        for height, centre, width in zip(amplitude.unbind(1), self.centre, self.width, strict=True):
+            rates.addcmul_(height[:, None], torch.exp(-(((reached - centre) / width) ** 2) / 2))
+        return rates
+
+    def log_rate(
+        self,
+        elapsed: Float[Tensor, " chosen"],
+        kind: Int[Tensor, " chosen"],
+        tokens: Int[Tensor, " chosen"] | None = None,
+    ) -> Float[Tensor, " chosen"]:
+        rows = torch.arange(self.n_tokens, device=kind.device) if tokens is None else tokens
+        kernels, types = self.argument.shape[1:]
+        each = (rows * kernels * types + kind)[:, None] + types * torch.arange(kernels, device=kind.device)
+        argument = self.argument.reshape(-1).index_select(0, each.view(-1)).view(each.shape)
+        own = self.since[rows, kind if self.since.shape[1] > 1 else 0] + elapsed
+        centre, width = self.centre.T[kind], self.width.T[kind]
+        return torch.logsumexp(_log_terms(argument, own[:, None], centre, width), 1)
+
+    def log_rates(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, "tokens types"]:
+        reached = (self.since + elapsed[:, None])[:, None]
+        return torch.logsumexp(_log_terms(self.argument, reached, self.centre, self.width), 1)
+
+    def compensator(self, elapsed: Float[Tensor, " tokens"], refine: int = 1) -> Float[Tensor, " tokens"]:
+        return _KernelIntegral.apply(self.argument, self.centre, self.width, self.since, elapsed)
+
+    def compensator_by_type(
+        self, elapsed: Float[Tensor, " tokens"], refine: int = 1
+    ) -> Float[Tensor, "tokens types"]:
+        with torch.no_grad():
+            first, last = (self.since[:, None] + x for x in (0, elapsed[:, None, None]))
+            passed = ndtr((last - self.centre) / self.width) - ndtr((first - self.centre) / self.width)
+            return (softplus(self.argument) * passed).sum(1)
+
+    def limit(self) -> Float[Tensor, "tokens types"]:
+        return self.argument.new_zeros(self.n_tokens, self.n_types)
+
+    def floor(self) -> Float[Tensor, " tokens"]:
+        return self.argument.new_zeros(self.n_tokens)
+
+    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+        """Add the largest density of each kernel from now on: its peak, or the present value once that is over."""
+        reached = (self.since + elapsed[:, None])[:, None]
+        beyond = ((reached - self.centre) / self.width).clamp(min=0)
+        height = softplus(self.argument) / (self.width * math.sqrt(2 * math.pi))
+        return (height * torch.exp(-(beyond**2) / 2)).flatten(1).sum(1)
+
+    def _counts(self) -> Tensor:
+        """Return which kernels still bring a number of events worth looking for."""
+        left = ndtr((self.centre - self.since[:, None]) / self.width)
+        return softplus(self.argument) * left > _SMALL
+
+    def settled(self) -> Float[Tensor, " tokens"]:
+        over = (self.centre + _REACH * self.width - self.since[:, None]).clamp(min=0)
+        return torch.where(self._counts(), over, 0.0).flatten(1).amax(1)
+
+    def pace(self) -> Float[Tensor, " tokens"]:
+        return self.argument.new_zeros(self.n_tokens)
+
+    def resolution(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+        """Pieces near a peak may be as long as two of its widths; before it they halve the way to its reach."""
+        distance = self.centre - self.since[:, None] - elapsed[:, None, None]
+        to_peak = distance.abs() - _REACH * self.width
+        piece = torch.where(distance > 0, torch.maximum(to_peak, 2 * self.width), 2 * self.width)
+        piece = torch.where((distance < 0) & (to_peak > 0), torch.inf, piece)
+        return torch.where(self._counts(), piece, torch.inf).flatten(1).amin(1)
+
+    def shift(self, by: Float[Tensor, " tokens"]) -> Self:
+        return replace(self, since=self.since + by[:, None])
+
+
+def _log_terms(argument: Tensor, reached: Tensor, centre: Tensor, width: Tensor) -> Tensor:
+    normal = ((reached - centre) / width) ** 2 / 2 + width.log() + math.log(2 * math.pi) / 2
+    return log_softplus(argument) - normal
+
+
+def kernel_starts(
+    types: NDArray[np.int64], gaps: NDArray[np.float64], n_types: int, n_kernels: int, spacing: str
+) -> tuple[Float[Tensor, "kernels types"], Float[Tensor, "kernels types"]]:
+    r"""Return centres and widths of kernels that cover the gaps of each type.
+
+    Centres are the quantiles :math:`(m - 1/2)/M`. Types with fewer than 21 gaps take those of all types together.
+
+    Parameters
+    ----------
+    types, gaps
+        Type and length of each gap, in model units.
+    n_types, n_kernels
+        Types, and kernels per type M.
+    spacing
+        Widths: ``"range"`` for (q90 - q10) / 2M, ``"neighbours"`` for 0.7 of the distance of the quantiles
+        :math:`m/M` that enclose the centre.
+    """
+    centre, width = np.empty((n_kernels, n_types)), np.empty((n_kernels, n_types))
+    order = np.argsort(types, kind="stable")
+    bounds = np.searchsorted(types[order], np.arange(n_types + 1))
+    levels, edges = (np.arange(n_kernels) + 0.5) / n_kernels, np.arange(n_kernels + 1) / n_kernels
+    pooled = gaps if len(gaps) else np.ones(1)
+    for kind, (low, high) in enumerate(pairwise(bounds)):
+        own = gaps[order[low:high]] if high - low >= _ENOUGH_GAPS else pooled
+        centre[:, kind] = np.quantile(own, levels)
+        if spacing == "range":
+            width[:, kind] = np.subtract(*np.quantile(own, [0.9, 0.1])) / (2 * n_kernels)
+        else:
+            width[:, kind] = 0.7 * np.diff(np.quantile(own, edges))
+    return torch.from_numpy(centre).clamp(min=_SMALLEST), torch.from_numpy(width).clamp(min=_SMALLEST)
+
+
+class KernelBank(nn.Module):
+    """Kernels of every type whose amplitudes follow from the encoder's state.
+
+    Parameters
+    ----------
+    d_model
+        Width of the states.
+    n_kernels, n_types
+        Kernels per type, and types.
+    """
+
+    narrowest: Tensor
+
+    def __init__(self, d_model: int, n_kernels: int, n_types: int) -> None:
+        super().__init__()
+        self.shape = (n_kernels, n_types)
+        self.amplitude = nn.Linear(d_model, n_kernels * n_types)
+        nn.init.constant_(self.amplitude.bias, -3.0)
+        self.log_centre = nn.Parameter(torch.zeros(self.shape))
+        self.log_width = nn.Parameter(torch.zeros(self.shape))
+        self.register_buffer("narrowest", torch.zeros(()))
+
+    @torch.no_grad()
+    def place(
+        self,
+        centre: Float[Tensor, "kernels types"],
+        width: Float[Tensor, "kernels types"],
+        narrowest: float,
+    ) -> None:
+        """Put the kernels where training starts.
+
+        Parameters
+        ----------
+        centre, width
+            In model units, positive.
+        narrowest
+            What every width stays above: on a grid of times its spacing, or a peak could sit on a grid point.
+        """
+        self.log_centre.copy_(centre.log())
+        self.log_width.copy_((width - narrowest).clamp(min=narrowest + 1e-6).log())
+        self.narrowest.fill_(narrowest)
+
+    def forward(
+        self, state: Float[Tensor, "tokens dim"], since: Float[Tensor, "tokens types_or_1"]
+    ) -> KernelIntensity:
+        """Return the intensities that the kernels add after tokens with these states."""
+        width = self.narrowest + self.log_width.exp()
+        argument = self.amplitude(state).view(len(state), *self.shape)
+        return KernelIntensity(argument, since, self.log_centre.exp(), width)
+
+
+class _KernelIntegral(torch.autograd.Function):
+    """Sum over kernels and types; the gradient computes the normal densities again, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, argument: Tensor, centre: Tensor, width: Tensor, since: Tensor, elapsed: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(argument, centre, width, since, elapsed)
+        total = elapsed.new_empty(elapsed.shape)
+        for rows in _row_blocks(argument):
+            first, last = _ends(centre, width, since[rows], elapsed[rows])
+            passed = ndtr(last).sub_(ndtr(first))
+            total[rows] = passed.mul_(softplus(argument[rows])).flatten(1).sum(1)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        argument, centre, width, since, elapsed = ctx.saved_tensors
+        by_argument = torch.empty_like(argument)
+        by_centre, by_width = torch.zeros_like(centre), torch.zeros_like(width)
+        by_elapsed = torch.empty_like(elapsed) if ctx.needs_input_grad[4] else None
+        for rows in _row_blocks(argument):
+            first, last = _ends(centre, width, since[rows], elapsed[rows])
+            column = upstream[rows][:, None, None]
+            slope = torch.sigmoid(argument[rows]).mul_(column)
+            torch.mul(slope, ndtr(last).sub_(ndtr(first)), out=by_argument[rows])
+            height = softplus(argument[rows]).mul_(1 / math.sqrt(2 * math.pi))
+            density_first, density_last = (torch.exp(z * z * -0.5).mul_(height) for z in (first, last))
+            if by_elapsed is not None:
+                by_elapsed[rows] = upstream[rows] * (density_last / width).flatten(1).sum(1)
+            weights = upstream[rows]
+            by_centre.add_(torch.tensordot(weights, density_first - density_last, 1))
+            by_width.add_(torch.tensordot(weights, density_first.mul_(first) - density_last.mul_(last), 1))
+        return by_argument, by_centre.div_(width), by_width.div_(width), None, by_elapsed
+
+
+def _ends(centre: Tensor, width: Tensor, since: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both ends of the intervals in widths from the centres."""
+    first = since[:, None] - centre
+    last = first + elapsed[:, None, None]
+    return first.div_(width), last.div_(width)
+
+
+def _row_blocks(argument: Tensor) -> Iterator[slice]:
+    size = max(1, _BLOCK // max(1, argument.shape[1] * argument.shape[2]))
+    return (slice(start, start + size) for start in range(0, argument.shape[0], size))
