@@ -2,13 +2,17 @@
 
 Run from the project's environment, with the interpreter of an environment that holds EasyTPP::
 
-    python benchmarks/hawkes_training.py --peer-python PATH --data taxi taobao stackoverflow --rounds 5
+    python benchmarks/hawkes_training.py --peer-python PATH --data taxi hawkes --rounds 5
 
-Each measurement is a process of its own; the order of the two sides alternates from round to round (ABBA), so
-that a slow drift of the machine falls on both. Waiting threads sleep (OMP_WAIT_POLICY=PASSIVE).
+Each measurement is a process of its own; the order of the sides alternates from round to round, so that a slow drift
+of the machine falls on all. Waiting threads sleep (OMP_WAIT_POLICY=PASSIVE). Ratios are formed inside a round.
+
+Sides
+    ``easytpp``, ``paper`` (the paper's form) and ``defaults`` (SAHP() as it is, with the equal size below); the
+    parameters stand in ``seqattn_side.py``. ``--ours`` adds a side ``given`` with parameters of one's own.
 
 What is timed
-    Whole epochs over the training split, the same 32 sequences per step in the same order for both. ``step`` is
+    Whole epochs over the training split, the same 32 sequences per step in the same order for all. ``step`` is
     everything the trainer does with a batch: forward, backward, optimiser, reading the loss. ``batch`` is the making
     of the padded or packed batch from the stored sequences. The ratio is formed from ``step``; the one with both
     stands beside it. The first steps of a process are not timed. Memory is the highest resident size from the
@@ -24,7 +28,7 @@ What is not
     - EasyTPP's encoder has attention alone: no feed-forward map, no residual, no norm, no output projection. Ours is
       complete, with one more token per sequence (the start of the window). Ours therefore does more arithmetic.
     - EasyTPP takes the mean of 20 equidistant points for the integral (its default), ours the rule that SAHP uses by
-      default. Other parameters of SAHP can be given with ``--ours``.
+      default.
     - EasyTPP pads each batch to its longest sequence and masks; ours is packed.
     - EasyTPP uses times as they come; ours are divided by the mean gap, as SAHP does.
     - Our trainer clips the gradient's norm, checks that loss and gradient are finite, and moves the rate in one cycle
@@ -36,142 +40,82 @@ What is not
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from processes import (
+    BATCH,
+    RATE,
+    RESULTS,
+    Data,
+    Memory,
+    alternating,
+    clocks,
+    cut,
+    export,
+    measure,
+    named,
+    paired,
+    spread,
+    told,
+    write,
+)
 
-D_MODEL, N_HEADS, N_LAYERS, BATCH, RATE = 32, 2, 2, 32, 1e-3
 WARM_UP_STEPS = 10
-SIDES = ("seqattn", "easytpp")
-RESULTS = Path(__file__).parent / "results" / "hawkes_training.csv"
 
 
-class Data(NamedTuple):
-    """Event sequences end to end, as the file between the processes holds them."""
-
-    times: np.ndarray
-    types: np.ndarray
-    offsets: np.ndarray
-    n_types: int
-
-    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Give (times, types) of each sequence."""
-        for first, last in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            yield self.times[first:last], self.types[first:last]
+# --- the two packages ----------------------------------------------------------------------------------------------
 
 
-# --- the two sides -------------------------------------------------------------------------------------------------
-
-
-def train_easytpp(data: Data, orders: list[np.ndarray], options: argparse.Namespace) -> dict[str, Any]:
+def train_easytpp(data: Data, orders: list[np.ndarray], job: dict[str, Any]) -> dict[str, Any]:
     """Train with EasyTPP's model, wrapper and collator as its runner does for the shipped SAHP example."""
-    import importlib.metadata
-    import logging
+    import easytpp_side as peer
 
-    import easy_tpp.model  # noqa: F401 (registers the models)
-    import torch
-    from easy_tpp.config_factory.data_config import DataSpecConfig
-    from easy_tpp.config_factory.model_config import BaseConfig, ModelConfig, TrainerConfig
-    from easy_tpp.model.basemodel import BaseModel
-    from easy_tpp.model_wrapper import ModelWrapper
-    from easy_tpp.utils import RunnerPhase
-
-    logging.disable(logging.CRITICAL)
-    torch.manual_seed(options.seed)
-    specs = DataSpecConfig(num_event_types=data.n_types, pad_token_id=data.n_types, padding_side="right")
-    make_batch = easytpp_collator(data, specs)
-    model_config = ModelConfig(
-        model_id="SAHP",
-        hidden_size=D_MODEL,
-        num_layers=N_LAYERS,
-        num_heads=N_HEADS,
-        dropout_rate=0.0,
-        use_ln=False,
-        loss_integral_num_sample_per_step=20,
-        training=True,
-        num_event_types=data.n_types,
-        num_event_types_pad=data.n_types + 1,
-        event_pad_index=data.n_types,
-    )
-    trainer = TrainerConfig(seed=options.seed, batch_size=BATCH, optimizer="adam", learning_rate=RATE)
-    base = BaseConfig(stage="train", backend="torch", model_id="SAHP", specs={})
+    peer.load_package()
+    make_batch = peer.collator(data)
     watch = Watch()
-    wrapper = ModelWrapper(BaseModel.generate_model_from_config(model_config), base, model_config, trainer)
+    wrapper = peer.build(data.n_types, job["seed"], training=True)
     losses = []
     for order in orders:
         totals = np.zeros(2)
         for batch in watch.batches(cut(order), make_batch):
-            totals += wrapper.run_batch(batch, phase=RunnerPhase.TRAIN)[:2]
+            totals += peer.train_batch(wrapper, batch)
         losses.append(totals[0] / totals[1])
-    return watch.figures() | {
-        "version": f"easy-tpp {importlib.metadata.version('easy-tpp')}, torch {torch.__version__}",
-        "parameters": sum(p.numel() for p in wrapper.model.parameters()),
-        "first_loss": losses[1],
-        "last_loss": losses[-1],
-    }
+    return watch.figures() | described(wrapper.model, losses, peer.version())
 
 
-def easytpp_collator(data: Data, specs: Any) -> Callable[[np.ndarray], Any]:
-    """Return EasyTPP's own way from row numbers to a padded batch, on the lists that its loader keeps."""
-    from easy_tpp.preprocess.data_collator import TPPDataCollator
-    from easy_tpp.preprocess.dataset import TPPDataset
-    from easy_tpp.preprocess.event_tokenizer import EventTokenizer
-
-    dataset = TPPDataset(
-        {
-            "time_seqs": [times.tolist() for times, _ in data.rows()],
-            "type_seqs": [types.tolist() for _, types in data.rows()],
-            "time_delta_seqs": [np.diff(times, prepend=times[0]).tolist() for times, _ in data.rows()],
-        }
-    )
-    collate = TPPDataCollator(
-        tokenizer=EventTokenizer(specs), padding=True, truncation=False, return_tensors="pt"
-    )
-    return lambda rows: collate([dataset[int(row)] for row in rows])
-
-
-def train_seqattn(data: Data, orders: list[np.ndarray], options: argparse.Namespace) -> dict[str, Any]:
+def train_seqattn(data: Data, orders: list[np.ndarray], job: dict[str, Any]) -> dict[str, Any]:
     """Train with seqattn's own loop on the given batches."""
-    import inspect
+    import seqattn_side as ours
 
-    import torch
-
-    import seqattn
     from seqattn.data.batches import pack
-    from seqattn.hawkes.baselines import event_rates
-    from seqattn.hawkes.model import SelfAttentiveHawkes
     from seqattn.train.loop import FitSettings, fit_module
 
-    sequences = seqattn.Sequences.from_lists(list(data.rows()), labels=data.n_types)
-    gaps = np.concatenate([np.diff(times) for times, _ in data.rows()])
-    scale = float(gaps[gaps > 0].mean())
-    given = {"d_model": D_MODEL, "n_heads": N_HEADS, "n_layers": N_LAYERS, "dropout": 0.0, **options.ours}
-    known = inspect.signature(SelfAttentiveHawkes).parameters
-    parameters = {name: value for name, value in seqattn.SAHP(**given).get_params().items() if name in known}
+    sequences = ours.sequences_of(data)
+    model = ours.estimator(job["parameters"])
     watch = Watch()
-    torch.manual_seed(options.seed)
-    module = SelfAttentiveHawkes(torch.from_numpy(event_rates(sequences) * scale).float(), **parameters)
-    settings = FitSettings(epochs=len(orders), learning_rate=RATE, device="cpu", seed=options.seed)
-    history = fit_module(
-        module,
-        lambda epoch: watch.batches(cut(orders[epoch]), lambda rows: pack(sequences, rows, scale=scale)),
-        None,
-        settings,
-    )
+    ours.begin(model, sequences, job["seed"])
+    module, scale = model.module_, model.scale_
+
+    def make_batch(rows: np.ndarray) -> Any:
+        return pack(sequences, rows, scale=scale, recency=module.needs_recency)
+
+    settings = FitSettings(epochs=len(orders), learning_rate=RATE, device="cpu", seed=job["seed"])
+    history = fit_module(module, lambda epoch: watch.batches(cut(orders[epoch]), make_batch), None, settings)
     # In the user's unit: densities per model unit are larger by the factor scale.
     losses = [record["train_loss"] + np.log(scale) for record in history.records]
-    return watch.figures() | {
-        "version": f"seqattn {seqattn.__version__}, torch {torch.__version__}",
+    return watch.figures() | described(module, losses, ours.version())
+
+
+def described(module: Any, losses: list[float], version: str) -> dict[str, Any]:
+    """Return the columns that tell that the right thing was trained, and that it learned."""
+    return {
+        "version": version,
         "parameters": sum(p.numel() for p in module.parameters()),
         "first_loss": losses[1],
         "last_loss": losses[-1],
@@ -198,7 +142,7 @@ class Batches:
             batch = self.make(rows)
             ready = clocks()
             yield batch
-            self.seconds.append(np.concatenate([ready - asked, clocks() - ready]))
+            self.seconds.append(np.stack([ready - asked, clocks() - ready]))
 
 
 class Watch:
@@ -209,9 +153,7 @@ class Watch:
 
         # The first optimiser of a process imports torch's compiler, some 80 MB on either side.
         torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True).step()
-        # Imports leave a peak of their own: let the highest resident size count from here on.
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        self.resident = memory("VmRSS")
+        self.memory = Memory()
         self.epochs: list[list[np.ndarray]] = []
 
     def batches(self, rows: list[np.ndarray], make: Callable[[np.ndarray], Any]) -> Batches:
@@ -221,108 +163,41 @@ class Watch:
 
     def figures(self) -> dict[str, float]:
         """Return the sums over all epochs but the first, which is the warm-up."""
-        seconds = sum(np.sum(steps, axis=0) for steps in self.epochs[1:])
-        names = ("batch_cpu_s", "batch_wall_s", "step_cpu_s", "step_wall_s")
-        return dict(zip(names, seconds.tolist(), strict=True)) | {
-            "memory_mb": memory("VmHWM") - self.resident
-        }
+        batch, step = sum(np.sum(steps, axis=0) for steps in self.epochs[1:])
+        return named(batch, "batch_") | named(step, "step_") | {"memory_mb": self.memory.above_start()}
 
 
-def clocks() -> np.ndarray:
-    return np.array([time.process_time(), time.perf_counter()])
-
-
-def memory(field: str) -> float:
-    """Return a size from this process's status, in MB."""
-    for entry in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if entry.startswith(field + ":"):
-            return float(entry.split()[1]) / 1024
-    raise SystemExit(f"The system does not tell {field}; this comparison needs Linux.")
-
-
-def cut(order: np.ndarray) -> list[np.ndarray]:
-    return [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
-
-
-def run_side(options: argparse.Namespace) -> None:
-    """Measure one side in this process and print the figures as JSON."""
-    with np.load(options.file) as file:
-        data = Data(file["times"], file["types"], file["offsets"], int(file["n_types"]))
-        orders = list(file["orders"][: options.epochs + 1])
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Measure one side in this process."""
+    data, draws = Data.read(job["file"]), np.random.default_rng(job["seed"])
+    orders = [draws.permutation(len(data)) for _ in range(job["epochs"] + 1)]
     orders[0] = orders[0][: WARM_UP_STEPS * BATCH]
-    train = {"easytpp": train_easytpp, "seqattn": train_seqattn}[options.side]
-    print(json.dumps(train(data, orders, options)))
+    train = train_easytpp if job["side"] == "easytpp" else train_seqattn
+    return train(data, orders, job)
 
 
 # --- the driver ----------------------------------------------------------------------------------------------------
 
 
-def export(name: str, path: Path, epochs: int, seed: int) -> int:
-    """Write the training split and the order of its rows to a file both sides can read; return its events."""
-    from seqattn import load_dataset
-
-    split = load_dataset(name, split="train")
-    draws = np.random.default_rng(seed)
-    np.savez(
-        path,
-        times=split.times,
-        types=split.types,
-        offsets=split.offsets,
-        n_types=split.n_types,
-        orders=np.stack([draws.permutation(len(split)) for _ in range(epochs + 1)]),
-    )
-    return int(split.n_events)
+def compare(name: str, options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Run all rounds on one data set; give one record per process."""
+    path = export(name, "train", folder, options.seed)
+    events = len(Data.read(str(path)).times)
+    for number, side in alternating(["easytpp", *options.sides], options.rounds):
+        parameters = options.sides.get(side, {})
+        job = {"side": side, "file": str(path), "epochs": options.epochs, "seed": options.seed}
+        python = options.peer_python if side == "easytpp" else sys.executable
+        figures = measure(__file__, python, job | {"parameters": parameters}, options.threads)
+        about = {"data": name, "round": number, "side": side, "events": events, "epochs": options.epochs}
+        record = about | {"ours": json.dumps(parameters)} | figures
+        told(line(record))
+        yield record
 
 
-def measure(side: str, path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one side in a fresh process and return its figures."""
-    python = options.peer_python if side == "easytpp" else sys.executable
-    threads = str(options.threads)
-    settings = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-    passed = [
-        "--side",
-        side,
-        "--file",
-        str(path),
-        "--epochs",
-        str(options.epochs),
-        "--seed",
-        str(options.seed),
-    ]
-    passed += ["--ours", json.dumps(options.ours)]
-    done = subprocess.run(
-        [python, __file__, *passed], env=os.environ | settings, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"The process of {side} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def per_second(figures: dict[str, Any], clock: str, parts: tuple[str, ...] = ("step",)) -> float:
+def per_second(record: dict[str, Any], clock: str, parts: tuple[str, ...] = ("step",)) -> float:
     """Return events per second of the given clock over the given parts of the work."""
-    seconds = sum(figures[f"{part}_{clock}_s"] for part in parts)
-    return float(figures["events"] * figures["epochs"] / seconds)
-
-
-def compare(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Run all rounds on one data set; return one record per process."""
-    path = folder / f"{name}.npz"
-    events = export(name, path, options.epochs, options.seed)
-    records = []
-    for number in range(options.rounds):
-        for side in SIDES[:: -1 if number % 2 else 1]:
-            figures = measure(side, path, options)
-            settings = {
-                "threads": options.threads,
-                "epochs": options.epochs,
-                "ours": json.dumps(options.ours),
-            }
-            records.append(
-                {"data": name, "round": number, "side": side, "events": events, **settings, **figures}
-            )
-            print(line(records[-1]), file=sys.stderr, flush=True)
-    return records
+    seconds = sum(record[f"{part}_{clock}_s"] for part in parts)
+    return float(record["events"] * record["epochs"] / seconds)
 
 
 def line(record: dict[str, Any]) -> str:
@@ -336,33 +211,23 @@ def line(record: dict[str, Any]) -> str:
 
 
 def summary(records: list[dict[str, Any]]) -> Iterator[str]:
-    """Give lines with the ratio seqattn / EasyTPP, the median of the rounds and their range, for each data set."""
+    """Give lines with the ratios to EasyTPP: the median of the rounds and their range."""
     yield "| seqattn / EasyTPP | events/s, processor | events/s, wall | events/s, processor, with batches | memory |"
     yield "| --- | --- | --- | --- | --- |"
-    for name in dict.fromkeys(record["data"] for record in records):
-        chosen = [record for record in records if record["data"] == name]
-        ours, peers = ([r for r in chosen if r["side"] == side] for side in SIDES)
-        pairs = list(zip(ours, peers, strict=True))
-        columns = [
-            [per_second(a, "cpu") / per_second(b, "cpu") for a, b in pairs],
-            [per_second(a, "wall") / per_second(b, "wall") for a, b in pairs],
-            [
-                per_second(a, "cpu", ("step", "batch")) / per_second(b, "cpu", ("step", "batch"))
-                for a, b in pairs
-            ],
-            [a["memory_mb"] / b["memory_mb"] for a, b in pairs],
-        ]
-        cells = [f"{statistics.median(c):.2f} ({min(c):.2f} to {max(c):.2f})" for c in columns]
-        yield f"| {name} | " + " | ".join(cells) + " |"
-
-
-def write(records: list[dict[str, Any]], path: Path) -> None:
-    """Write one row per process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, fieldnames=list(records[0]))
-        table.writeheader()
-        table.writerows(records)
+    values: list[Callable[[dict[str, Any]], float]] = [
+        lambda record: per_second(record, "cpu"),
+        lambda record: per_second(record, "wall"),
+        lambda record: per_second(record, "cpu", ("step", "batch")),
+        lambda record: float(record["memory_mb"]),
+    ]
+    for name, side in dict.fromkeys((record["data"], record["side"]) for record in records):
+        if side == "easytpp":
+            continue
+        own, peer = (
+            [r for r in records if r["data"] == name and r["side"] == which] for which in (side, "easytpp")
+        )
+        cells = [spread(paired(own, peer, value)) for value in values]
+        yield f"| {name}, {side} | " + " | ".join(cells) + " |"
 
 
 def arguments() -> argparse.Namespace:
@@ -371,32 +236,33 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--peer-python", help="interpreter of an environment with easy-tpp 0.3.0")
-    parser.add_argument("--data", nargs="+", default=["taxi"], help="names of data sets")
+    parser.add_argument("--data", nargs="+", default=["taxi"], help="names of data sets, or 'hawkes'")
+    parser.add_argument("--settings", nargs="*", default=["paper", "defaults"], help="'paper', 'defaults'")
+    parser.add_argument(
+        "--ours", type=json.loads, help="JSON of parameters of SAHP for one more side, named 'given'"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2, help="timed epochs per process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--ours", type=json.loads, default={}, help="JSON of parameters of SAHP that differ from its defaults"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "hawkes_training.csv")
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not options.side and not options.peer_python:
+    if not options.job and not options.peer_python:
         parser.error("--peer-python is needed: the interpreter of an environment with easy-tpp 0.3.0")
     return options
 
 
 def main() -> None:
     options = arguments()
-    if options.side:
-        run_side(options)
+    if options.job:
+        print(json.dumps(run_job(options.job)))
         return
-    records = []
+    from seqattn_side import sides
+
+    options.sides = sides(options.settings, options.ours)
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.data:
-            records += compare(name, options, Path(folder))
+        records = [record for name in options.data for record in compare(name, options, Path(folder))]
     write(records, options.results)
     print("\n".join(summary(records)))
 

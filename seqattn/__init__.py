@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from seqattn.data.catalog import load_dataset
     from seqattn.data.sequences import Sequences
     from seqattn.hawkes import SAHP, EmpiricalMarkov, ExponentialHawkes, PoissonProcess, RenewalProcess
+    from seqattn.train.artifact import Artifact
 
 __version__ = "0.1.0"
 
@@ -55,22 +56,29 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, device: str | None = None) -> Any:
     """Open an estimator that was saved with its ``save`` method.
 
     Parameters
     ----------
     path
         A file written by ``save``, or a folder that holds ``model.safetensors``.
+    device
+        Where it runs from now on: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. ``None``: as it was fitted, or on
+        the CPU with a warning where that device is not there.
 
     Returns
     -------
-    The fitted estimator; it predicts the same bits as the one that was saved.
+    The fitted estimator; on the same device it predicts the same bits as the one that was saved.
 
     Raises
     ------
     ArtifactError
         The file is missing, damaged, was not written by seqattn, or by a newer version.
+    BackendError
+        The device is not there.
+    ParameterError
+        The device is not known, or the estimator runs on the CPU only.
     """
     from seqattn.errors import ArtifactError
     from seqattn.train.artifact import load_artifact
@@ -81,7 +89,23 @@ def load(path: str | Path) -> Any:
             f"{str(path)!r} holds {artifact.kind!r}, which this version of seqattn ({__version__}) does not "
             "know. Install the version that wrote it, or a newer one."
         )
+    if device is not None:
+        _send(artifact, device)
     return __getattr__(artifact.kind)._from_artifact(artifact)
+
+
+def _send(artifact: Artifact, device: str) -> None:
+    """Put a device in place of the one that a saved estimator was fitted with."""
+    from seqattn.errors import ParameterError
+    from seqattn.train.parameters import encode_parameter
+    from seqattn.train.settings import resolve_device
+
+    params = artifact.metadata["params"]
+    if "device" not in params and device not in ("auto", "cpu"):
+        raise ParameterError(f"{artifact.kind} runs on the CPU only, but device={device!r} was asked for.")
+    resolve_device(device)
+    if "device" in params:
+        params["device"] = encode_parameter(device)
 
 
 def task(name: str) -> ModuleType:

@@ -264,7 +264,8 @@ def test_evaluate_writes_json_csv_and_a_picture(fitted, tmp_path):
     table = pl.read_csv(written / "evaluation.csv")
     assert table["model"].to_list() == ["SAHP", "poisson", "renewal", "markov", "exponential_hawkes"]
     assert table["log-likelihood"][0] == json.loads(result.stdout)["loglik_per_event"]
-    assert (written / "intensity.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("intensity.png", "goodness_of_fit.png"):
+        assert (written / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
@@ -285,6 +286,112 @@ def test_predict_prints_csv_without_an_output(fitted, data):
     found = json.loads(run("predict", folder, "--json").stdout)
     assert found["n_rows"] == len(expected)
     assert found["predictions"][3]["t_mean"] == expected["t_mean"][3]
+
+
+def test_evaluate_scores_a_horizon_if_asked(fitted, data):
+    folder, _ = fitted
+    command = ("evaluate", folder, "--horizon", "3", "--seed", "7", "--device", "cpu")
+    found = json.loads(run(*command, "--json").stdout)["horizon"]
+    assert found == seqattn.load(folder).evaluate_horizon(pl.read_csv(data / "test.csv"), 3.0, random_state=7)
+    assert found["baselines"].keys() == {"poisson", "renewal", "markov", "exponential_hawkes", "no_events"}
+    text = run(*command).stdout
+    assert "all events within a horizon of 3, 5 histories, 20 paths each" in text
+    assert next(line for line in text.splitlines() if line.startswith("model ")).endswith("OTD   T-mAP")
+
+
+def test_predict_takes_a_seed_and_a_device(fitted):
+    folder, _ = fitted
+    assert run("predict", folder, "--seed", "3", "--device", "cpu").stdout == run("predict", folder).stdout
+
+
+def test_a_model_that_has_no_device_refuses_one(data, tmp_path):
+    run("fit", "hawkes", "--model", "poisson", "--data", data, "--output", tmp_path)
+    refused = run("predict", tmp_path, "--device", "cuda", code=2)
+    assert "PoissonProcess runs on the CPU only, but device='cuda' was asked for." in refused.stderr
+    assert run("predict", tmp_path, "--device", "cpu").stdout == run("predict", tmp_path).stdout
+
+
+def test_a_device_takes_the_place_of_the_one_of_the_fit(fitted):
+    folder, _ = fitted
+    assert (seqattn.load(folder).device, seqattn.load(folder, device="cpu").device) == ("auto", "cpu")
+
+
+# -- simulate --------------------------------------------------------------------------------------------------
+
+
+def test_simulate_prints_paths_from_nothing_as_csv(fitted):
+    folder, _ = fitted
+    result = run("simulate", folder, "--paths", "4", "--until", "6", "--seed", "3")
+    expected = seqattn.load(folder).sample(4, 6, random_state=3).to_frame()
+    table = pl.read_csv(io.StringIO(result.stdout))
+    assert table.columns == ["seq_id", "t", "k"]
+    assert table.equals(expected)
+    assert set(table["k"]) <= {"a", "b"}
+    assert f"4 paths, {len(expected)} events" in result.stderr
+
+
+def test_simulate_goes_on_from_the_sequences_of_the_data(fitted, data):
+    folder, _ = fitted
+    command = ("simulate", folder, "--data", data, "--split", "dev", "--paths", "2", "--horizon", "4")
+    table = pl.read_csv(io.StringIO(run(*command).stdout))
+    dev = pl.read_csv(data / "dev.csv")
+    model = seqattn.load(folder)
+    assert table.equals(model.sample(2, horizon=4.0, history=dev, random_state=0).to_frame())
+    assert table.columns == ["seq_id", "path", "t", "k"]
+    last = dev.group_by("seq_id").agg(last=pl.col("t").max())
+    since = table.join(last, on="seq_id").select(pl.col("t") - pl.col("last")).to_series()
+    assert 0 < since.min() < since.max() <= 4
+    assert since.max() > 2
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
+def test_simulate_writes_paths_and_prints_one_json_object(fitted, tmp_path, ending):
+    folder, _ = fitted
+    path = tmp_path / "new" / f"paths{ending}"
+    command = ("simulate", folder, "--events", "5", "--paths", "3", "--method", "inverse", "--output", path)
+    facts = json.loads(run(*command, "--json").stdout)
+    read = {".csv": pl.read_csv, ".parquet": pl.read_parquet, ".jsonl": pl.read_ndjson}[ending]
+    expected = seqattn.load(folder).sample(3, max_events=5, method="inverse", random_state=0).to_frame()
+    assert read(path).equals(expected)
+    told = {
+        "n_paths": 3,
+        "n_events": 18,
+        "n_truncated": 0,
+        "method": "inverse",
+        "seed": 0,
+        "output": str(path),
+    }
+    assert told.items() <= facts.items()
+    assert facts["seconds"] >= 0
+    assert run(*command).stdout == f"3 paths, 18 events: {path}\n"
+
+
+def test_simulate_gives_events_as_json_without_an_output(fitted):
+    folder, _ = fitted
+    result = run("simulate", folder, "--until", "6", "--json", "--quiet")
+    found = json.loads(result.stdout)
+    assert found["events"] == seqattn.load(folder).sample(1, 6, random_state=0).to_frame().to_dicts()
+    assert result.stderr == ""
+
+
+def test_simulate_tells_of_paths_that_were_cut_short(fitted):
+    folder, _ = fitted
+    result = run("simulate", folder, "--until", "100", "--events", "2", "--paths", "3", "--json", "--quiet")
+    assert json.loads(result.stdout)["n_truncated"] == 3
+    assert "Warning: Paths cut short at their most events: 3." in result.stderr
+
+
+def test_simulate_takes_dates_for_a_model_of_dates(tmp_path):
+    rows = [(f"s{i}", f"2024-03-0{i + 1}T0{hour}:00:00", "a") for i in range(4) for hour in (0, 3, 7)]
+    frame = pl.DataFrame(rows, schema=["seq_id", "t", "k"], orient="row")
+    frame.with_columns(pl.col("t").str.to_datetime()).write_parquet(tmp_path / "visits.parquet")
+    fit = ("fit", "hawkes", "--model", "poisson", "--data", tmp_path / "visits.parquet")
+    run(*fit, "--output", tmp_path / "run")
+    text = run("simulate", tmp_path / "run", "--start", "2024-05-01", "--until", "2024-05-02T12:00:00").stdout
+    assert all(line.split(",")[1][:10] in ("2024-05-01", "2024-05-02") for line in text.splitlines()[1:])
+    assert len(text.splitlines()) > 3
+    refused = run("simulate", tmp_path / "run", "--start", "2024-05-01", "--until", "9", code=3)
+    assert "t_end holds numbers, but the event times are dates" in refused.stderr
 
 
 @pytest.mark.slow
@@ -362,6 +469,29 @@ MISTAKES = {
     "unknown split": ("evaluate {model} --data taxi --split tets", 3, "Did you mean 'test'?"),
     "unknown convention": ("evaluate {model} --convention ful", 2, "Did you mean 'full'?"),
     "unknown types": ("evaluate {model} --data taxi", 3, "is not among the labels"),
+    "no end of paths": ("simulate {model}", 2, "give --until, --horizon or --events"),
+    "two ends of paths": ("simulate {model} --until 9 --horizon 2", 2, "both say where paths end"),
+    "end before start": ("simulate {model} --until 2 --start 3", 3, "t_end=2.0 is before the path begins"),
+    "end that is no time": ("simulate {model} --until soon", 2, "--until 'soon' is no time. Examples: 12.5"),
+    "end in dates": ("simulate {model} --until 2024-01-01", 3, "t_end holds dates"),
+    "start after histories": (
+        "simulate {model} --data {data} --horizon 2 --start 3",
+        2,
+        "--start is for paths from nothing",
+    ),
+    "no length of paths": ("simulate {model} --horizon -1", 2, "horizon=-1.0 is no time span"),
+    "no paths": ("simulate {model} --horizon 1 --paths 0", 2, "0 is not in the range"),
+    "unknown method": ("simulate {model} --horizon 1 --method thining", 2, "is not one of"),
+    "simulate to an unknown kind": ("simulate {model} --horizon 1 --output x.txt", 2, "Use one of .csv"),
+    "simulate without a model": ("simulate {bad}/none --horizon 1", 3, "There is no saved model"),
+    "horizon beyond the windows": ("evaluate {model} --horizon 1e6", 3, "No window is as long as"),
+    "horizon that is none": ("evaluate {model} --horizon 0", 2, "horizon=0.0 is no time span"),
+    "model on no such device": ("predict {model} --device tpu", 2, "device='tpu' is not known."),
+    "settings of a model without": (
+        "fit hawkes --model poisson --set epochs=3",
+        2,
+        "The model 'poisson' has no settings. Leave 'epochs' out.",
+    ),
     "no trials": ("tune hawkes --trials 0", 2, "0 is not in the range"),
     "unknown data set": ("datasets show taxxi", 3, "Did you mean 'taxi'?"),
     "nowhere to download from": ("datasets get hawkes2d", 3, "No location to download 'hawkes2d' from"),

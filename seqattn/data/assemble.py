@@ -18,9 +18,8 @@ from seqattn.errors import DataError, ParameterError, SeqattnWarning
 if TYPE_CHECKING:
     from seqattn.data.sequences import Sequences
 
-__all__ = ["DEFAULTS", "MAX_EVENTS", "Settings", "chunked", "columns_of"]
+__all__ = ["DEFAULTS", "Settings", "chunked", "columns_of"]
 
-MAX_EVENTS = 20_000
 _TIES = ("allow", "jitter", "error")
 _UNKNOWN = ("error", "ignore")
 
@@ -208,17 +207,6 @@ def gaps_between(data: Sequences) -> np.ndarray:
     bounds = data.offsets[1:-1]
     inner[bounds[(bounds > 0) & (bounds < data.n_events)] - 1] = False
     return np.diff(data.times)[inner]
-
-
-def check_length(data: Sequences) -> None:
-    """Refuse sequences that are too long for one pass of attention."""
-    long = np.flatnonzero(data.lengths > MAX_EVENTS)
-    if len(long):
-        i = long[0]
-        raise DataError(
-            f"Sequence {id_text(data.ids[i])} has {data.lengths[i]:,} events; the limit is {MAX_EVENTS:,}. "
-            "Cut long sequences with chunk=, for example chunk=1000 (chunk plus left_context counts)."
-        )
 
 
 def settled_ties(data: Sequences, ties: str) -> dict[str, Any]:

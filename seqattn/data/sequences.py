@@ -21,9 +21,7 @@ from seqattn.data.readers import Readers
 from seqattn.data.store import open_arrays, save_arrays
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 
-__all__ = ["MAX_EVENTS", "Sequences"]
-
-MAX_EVENTS = assemble.MAX_EVENTS
+__all__ = ["Sequences"]
 
 _ARRAYS = {
     "times": np.float64,
@@ -379,13 +377,12 @@ class Sequences(Readers):
 
     @classmethod
     def _made(cls, columns: dict[str, Any], settings: assemble.Settings) -> Self:
-        """Apply labels, the rule for ties, chunks and the limit of length, in this order."""
+        """Apply labels, the rule for ties, and chunks, in this order."""
         done = cls(**columns)
         done = done if settings.labels is None else done.relabel(settings.labels, settings.unknown)
         done = replace(done, **assemble.settled_ties(done, settings.ties))
         if settings.chunk is not None:
             done = replace(done, **assemble.chunked(done, settings.chunk, settings.left_context))
-        assemble.check_length(done)
         return done
 
     # Auditing

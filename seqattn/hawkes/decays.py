@@ -50,7 +50,9 @@ class Decaying(Intensity):
     def _argument(self, elapsed: Float[Tensor, "tokens nodes"]) -> Float[Tensor, "tokens nodes units"]:
         argument, time = self.asymptote[:, None], elapsed[:, :, None]
         for amplitude, rate in zip(self.amplitude.unbind(1), self.rate.unbind(1), strict=True):
-            argument = torch.addcmul(argument, amplitude[:, None], torch.exp(-rate[:, None] * time))
+            # Exponentials of less than -80 are slow on processors.
+            decay = torch.exp((-rate[:, None] * time).clamp(min=-80.0))
+            argument = torch.addcmul(argument, amplitude[:, None], decay)
         return argument
 
     def _highest(self, elapsed: Tensor) -> Tensor:

@@ -41,14 +41,20 @@ BASELINES = {
 }
 
 
+# Events of one sequence that dense attention takes: a pass over 20,000 needs some 4e8 scores per head and layer.
+MAX_EVENTS = 20_000
+
+
 class SAHP(CallbackSupport, PointProcess):
     r"""Self-attentive Hawkes process: intensities of typed events from attention over their history.
 
-    .. math:: \lambda_k(t) = s_k\,\mathrm{softplus}\Bigl(\bigl(\mu_k + (\eta_k - \mu_k)
-        e^{-\gamma_k (t - t_i)}\bigr) / s_k\Bigr), \qquad t_i < t \le t_{i+1}
+    .. math:: \lambda_k(t) = s_k\,\mathrm{softplus}\Bigl(\bigl(\mu_k + \sum_c \alpha_{kc}
+        e^{-\gamma_{kc} (t - t_i)}\bigr) / s_k\Bigr) + \sum_m A_{km} N(e_k(t);\, c_{km}, w_{km}),
+        \qquad t_i < t \le t_{i+1}
 
-    :math:`\mu, \eta, \gamma` are functions of the encoder's state at event i, which has seen the events up to and
-    including i and nothing later.
+    :math:`\mu, \alpha, \gamma, A` are functions of the encoder's state at event i, which has seen the events up to and
+    including i and nothing later; :math:`e_k` is the time since the last event of type k or of any type. The paper's
+    form is one decay with :math:`\alpha = \eta - \mu` and no kernels.
 
     Parameters
     ----------
@@ -121,8 +127,11 @@ class SAHP(CallbackSupport, PointProcess):
     Notes
     -----
     Differences from the paper: a start token at T0, gaps instead of time stamps in the encoding, linear
-    :math:`\mu, \eta` and a learned sharpness, usual scaled softmax attention. With ``mu_eta_activation="gelu"`` and
-    ``learn_scale=False``, the paper's form, no intensity can fall below 0.612 events per model unit and type.
+    :math:`\mu, \eta` and a learned sharpness, usual scaled softmax attention, and the four additions that a single
+    argument each switches off: ``n_decays=1``, ``own_kernels=0`` and ``gap_kernels=0``, ``time_features=False``,
+    ``time_decay=False``. The preset "paper" has the printed form: ``seqattn fit hawkes --config paper``, in which no
+    intensity can fall below 0.612 events per model unit and type (``mu_eta_activation="gelu"`` and
+    ``learn_scale=False``).
 
     References
     ----------
@@ -141,15 +150,15 @@ class SAHP(CallbackSupport, PointProcess):
         *,
         form: str = "mark",
         d_model: int = 32,
-        n_heads: int = 2,
+        n_heads: int = 4,
         n_layers: int = 2,
         dropout: float = 0.1,
-        n_decays: int = 1,
-        own_kernels: int = 0,
-        gap_kernels: int = 0,
-        clock: str = "gap",
-        time_features: bool = False,
-        time_decay: bool = False,
+        n_decays: int = 8,
+        own_kernels: int = 8,
+        gap_kernels: int = 8,
+        clock: str = "log_gap",
+        time_features: bool = True,
+        time_decay: bool = True,
         max_context: int | None = None,
         type_scale: str = "one",
         share_layers: bool = False,
@@ -159,10 +168,10 @@ class SAHP(CallbackSupport, PointProcess):
         nodes: int = 8,
         attention: str | Pattern = "dense",
         epochs: int = 40,
-        batch_size: int = 2048,
+        batch_size: int = 1024,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.0,
-        patience: int | None = 10,
+        patience: int | None = 15,
         validation: float | None = 0.1,
         baselines: bool = True,
         types: int | Sequence[Any] | None = None,
@@ -284,6 +293,18 @@ class SAHP(CallbackSupport, PointProcess):
         self.module_.eval()
         self.baselines_ = self._fit_baselines(train) if self.baselines else {}
         return self
+
+    def _read(self, X: Any, **options: Any) -> Sequences:
+        """Refuse sequences that are too long for dense attention; none is ever cut in silence."""
+        sequences = super()._read(X, **options)
+        long = np.flatnonzero(sequences.lengths > MAX_EVENTS)
+        if len(long) and self.max_context is None and self.attention == "dense":
+            raise DataError(
+                f"Sequence {sequences.ids[long[0]]!r} has {sequences.lengths[long[0]]:,} events; dense attention takes "
+                f"at most {MAX_EVENTS:,}. Pass max_context= (for example 200: each state then sees that many events), "
+                "or cut the data with chunk=1000."
+            )
+        return sequences
 
     def _settings(self, seed: int) -> FitSettings:
         check_whole("batch_size", self.batch_size, 1)

@@ -29,8 +29,8 @@ _ENOUGH = 13.9
 # Largest accepted error of the total probability before a token is computed again on shorter panels.
 _MASS_ERROR = 1e-5
 _MOST_REFINEMENTS = 4
-# Halvings of a panel that leave 1e-12 of it.
-_HALVINGS = 40
+# Enough for 1e-12 of a panel, where a bracket must be halved at first too.
+_NEWTON_STEPS = 20
 # Elements of (tokens, nodes, types) per step.
 _BLOCK = 1 << 19
 
@@ -45,11 +45,27 @@ class _Rule(NamedTuple):
 
     def until(self, values: Tensor, place: Tensor) -> Tensor:
         """Return the integral from 0 to a place in each row."""
-        coefficients = values @ self.powers.T
         answer = torch.zeros_like(place)
-        for column in reversed(coefficients.unbind(1)):
+        for column in reversed((self.powers @ values.T).unbind(0)):
             answer = (answer + column) * place
         return answer
+
+    def place_of(self, values: Tensor, goal: Tensor) -> Tensor:
+        """Return where in (0, 1) the integral reaches a goal: Newton's method inside a shrinking bracket."""
+        columns = (self.powers @ values.T).unbind(0)
+        low, high = torch.zeros_like(goal), torch.ones_like(goal)
+        place = (goal / values.mean(1)).clamp(0, 1)
+        for _ in range(_NEWTON_STEPS):
+            value, slope = torch.zeros_like(goal), torch.zeros_like(goal)
+            for column in reversed(columns):
+                slope = slope * place + (value + column)
+                value = (value + column) * place
+            above = value > goal
+            low, high = torch.where(above, low, place), torch.where(above, place, high)
+            moved = place - (value - goal) / slope
+            inside = (moved > low) & (moved < high)
+            place = torch.where(inside, moved, (low + high) / 2)
+        return place
 
 
 @lru_cache(maxsize=8)
@@ -267,19 +283,14 @@ class _Walk:
     def _find_times(
         self, rows: Tensor, start: Tensor, width: Tensor, total: Tensor, passed: Tensor, reached: Tensor
     ) -> None:
-        """Find where the compensator reaches its goals inside a panel, by bisection on the interpolant."""
+        """Find where the compensator reaches its goals inside a panel, on the interpolant."""
         for column in range(self.goals.shape[1]):
             goal = self.goals[rows, column]
             inside = ((passed < goal) & (reached >= goal)).nonzero()[:, 0]
             if not len(inside):
                 continue
-            rest, values = goal[inside] - passed[inside], total[inside]
-            low, high = torch.zeros_like(rest), torch.ones_like(rest)
-            for _ in range(_HALVINGS):
-                middle = (low + high) / 2
-                above = self.rule.until(values, middle) > rest
-                low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-            self.times[rows[inside], column] = start[inside] + width[inside] * (low + high) / 2
+            place = self.rule.place_of(total[inside], goal[inside] - passed[inside])
+            self.times[rows[inside], column] = start[inside] + width[inside] * place
 
     def found(self) -> Tensor:
         """Return the times at which the goals are reached, those beyond the horizon from the final intensities."""

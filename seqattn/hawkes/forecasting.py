@@ -61,7 +61,7 @@ class Forecasting(EventEstimator):
             tokens, events = event_tokens(batch, sequences)
             answer = next_event(intensity.select(tokens), levels)
             fill(columns, events, answer, previous[events], self.scale_, levels)
-            columns["scored"][events] = batch.scored[tokens].numpy()
+            columns["scored"][events] = batch.scored[tokens].cpu().numpy()
         rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
         position = np.arange(sequences.n_events) - sequences.offsets[:-1][rows]
         return like(forecast_frame(sequences, rows, {"position": position, **columns}), X)
@@ -103,12 +103,12 @@ class Forecasting(EventEstimator):
         columns = empty_columns(len(sequences), levels)
         columns["p_event"] = np.zeros(len(sequences))
         for batch, intensity in self._states(sequences):
-            rows = batch.rows.numpy()
-            waited = torch.from_numpy((at - last)[rows] / self.scale_).to(batch.until.dtype)
+            rows = batch.rows.cpu().numpy()
+            waited = torch.from_numpy((at - last)[rows] / self.scale_).to(batch.until)
             state = intensity.select(batch.offsets[1:].long() - 1).shift(waited)
             fill(columns, rows, next_event(state, levels), at[rows], self.scale_, levels)
             span = torch.full_like(waited, (horizon or 0.0) / self.scale_)
-            columns["p_event"][rows] = -np.expm1(-state.compensator(span).double().numpy())
+            columns["p_event"][rows] = -np.expm1(-state.compensator(span).double().cpu().numpy())
         del columns["scored"]
         if horizon is None:
             del columns["p_event"]
@@ -142,9 +142,9 @@ class Forecasting(EventEstimator):
             tokens, events = event_tokens(batch, sequences)
             state = intensity.select(tokens)
             if when == "unknown":
-                answer[events] = next_event(state).type_probability.numpy()
+                answer[events] = next_event(state).type_probability.cpu().numpy()
             else:
-                answer[events] = torch.softmax(state.log_rates(batch.until[tokens]).double(), 1).numpy()
+                answer[events] = torch.softmax(state.log_rates(batch.until[tokens]).double(), 1).cpu().numpy()
         return answer
 
     def intensity(self, X: Any, times: Any) -> NDArray[np.float64]:
@@ -180,7 +180,8 @@ class Forecasting(EventEstimator):
                 own, _ = sequences.sequence(row)
                 before = np.searchsorted(own, at, side="left")
                 since = at - np.concatenate([[sequences.start[row]], own])[before]
-                state = intensity.select(torch.from_numpy(before) + int(batch.offsets[place]))
-                elapsed = torch.from_numpy(since / self.scale_).to(batch.until.dtype)
-                answer[row] = state.rates(elapsed[:, None])[:, 0].double().numpy() / self.scale_
+                tokens = torch.from_numpy(before).to(batch.until.device) + int(batch.offsets[place])
+                state = intensity.select(tokens)
+                elapsed = torch.from_numpy(since / self.scale_).to(batch.until)
+                answer[row] = state.rates(elapsed[:, None])[:, 0].double().cpu().numpy() / self.scale_
         return answer

@@ -142,7 +142,7 @@ class Attended(Histories):
         dtype = self.token.dtype
         since = (self.elapsed[:, None] - self.latest).to(dtype) if self.latest.shape[1] else None
         with torch.no_grad():
-            return self.module.intensity(self.token, since)
+            return self.module.intensity(self.token, since).detach()
 
     def add(self, gap: Float[Tensor, " rows"], kind: Int[Tensor, " rows"]) -> None:
         self._take(gap[:, None], kind[:, None])
@@ -170,9 +170,7 @@ class Attended(Histories):
                 real = (exists[:, place] & (kind[:, place] < self.module.n_types)).nonzero()[:, 0]
                 self.latest[real, kind[real, place]] = elapsed[real, place]
 
-    def _batch(
-        self, gap: Tensor, kind: Tensor, elapsed: Tensor, position: Tensor, age: Tensor
-    ) -> EventBatch:
+    def _batch(self, gap: Tensor, kind: Tensor, elapsed: Tensor, position: Tensor, age: Tensor) -> EventBatch:
         """Return tokens in the form that the module embeds; each is a sequence of its own to nobody."""
         times = {"gap": gap, "elapsed": elapsed, "age": age, "until": torch.zeros_like(gap)}
         n, device = gap.numel(), gap.device

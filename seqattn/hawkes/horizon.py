@@ -1,7 +1,7 @@
 r"""Scores of forecasts of many events: what happened in a window beside what was forecast for it.
 
-A window is a pair (times, types) of the events that happened in it; the caller cuts both sides to the same horizon.
-Times are in the user's unit, types are codes from 0.
+A window is a pair (times, types) of the events that happened in it; both sides are cut to the same horizon. Times are
+in the user's unit, types are codes from 0.
 
 References
 ----------
@@ -64,7 +64,7 @@ def optimal_transport_distance(
     >>> optimal_transport_distance(([1.0, 5.0], [0, 1]), ([1.5, 9.0], [0, 0]), cost=2.0)
     4.5
     """
-    insert, delete = _costs(cost)
+    insert, delete = check_costs(cost)
     (times, kinds), (moved, guesses) = _events(true, "true"), _events(forecast, "forecast")
     distance = 0.0
     for kind in np.union1d(kinds, guesses):
@@ -73,7 +73,8 @@ def optimal_transport_distance(
     return distance
 
 
-def _costs(cost: float | tuple[float, float]) -> tuple[float, float]:
+def check_costs(cost: float | tuple[float, float]) -> tuple[float, float]:
+    """Return the costs of an insertion and of a deletion."""
     pair = cost if isinstance(cost, tuple) else (cost, cost)
     if not all(np.isfinite(value) and value >= 0 for value in pair):
         raise ParameterError(
@@ -154,14 +155,20 @@ def temporal_map(
         raise ParameterError(
             f"average={average!r} is unknown. Use one of {AVERAGES}.{suggest(average, AVERAGES)}"
         )
-    many = np.atleast_1d(np.asarray(tolerances, dtype=float))
-    if not many.size or not (np.isfinite(many) & (many >= 0)).all():
-        raise ParameterError(f"tolerances={tolerances!r} must be times of 0 or more, at least one.")
+    many = check_tolerances(tolerances)
     precisions = np.array([average_precisions(true, forecast, tolerance) for tolerance in many])
     counts = np.bincount(np.concatenate([np.asarray(kinds, dtype=np.int64) for _, kinds in true]))
     happened = np.flatnonzero(counts)
     weights = counts[happened] if average == "weighted" else None
     return float(np.average(precisions[:, happened], axis=1, weights=weights).mean())
+
+
+def check_tolerances(tolerances: float | Sequence[float]) -> list[float]:
+    """Return one or many tolerances as a list."""
+    many = np.atleast_1d(np.asarray(tolerances, dtype=float))
+    if not many.size or not (np.isfinite(many) & (many >= 0)).all():
+        raise ParameterError(f"tolerances={tolerances!r} must be times of 0 or more, at least one.")
+    return [float(tolerance) for tolerance in many]
 
 
 def average_precisions(

@@ -152,11 +152,11 @@ def score_intervals(batch: EventBatch, intensity: Intensity, scale: float, refin
     log_type = intensity.log_rate(batch.until, target).double() - log_total
     counts = (batch.offsets[1:] - batch.offsets[:-1]).long()
     return IntervalScores(
-        row=torch.repeat_interleave(batch.rows, counts).numpy(),
-        position=batch.position.numpy(),
-        scored=batch.scored.numpy(),
-        ends=ends.numpy(),
-        log_total=torch.where(ends, log_total - np.log(scale), 0.0).numpy(),
-        log_type=torch.where(ends, log_type, 0.0).numpy(),
-        compensator=intensity.compensator(batch.until, refine).double().numpy(),
+        row=torch.repeat_interleave(batch.rows, counts).cpu().numpy(),
+        position=batch.position.cpu().numpy(),
+        scored=batch.scored.cpu().numpy(),
+        ends=ends.cpu().numpy(),
+        log_total=torch.where(ends, log_total - np.log(scale), 0.0).cpu().numpy(),
+        log_type=torch.where(ends, log_type, 0.0).cpu().numpy(),
+        compensator=intensity.compensator(batch.until, refine).double().cpu().numpy(),
     )

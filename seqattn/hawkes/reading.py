@@ -25,8 +25,9 @@ from seqattn.train.parameters import decode_parameter, encode_parameter, encode_
 
 # Tokens per batch where no gradient is kept.
 _SCORING_BATCH = 8192
-# Most (token, type) pairs per batch, so that thousands of types fit in memory.
-_SCORING_CELLS = 4_000_000
+# Most (token, type) pairs per batch, so that thousands of types fit in memory. With 4 million a block in float64 has
+# 32 MB, just below the limit from which glibc gives memory back at once, and the heap fragments.
+_SCORING_CELLS = 6_000_000
 
 
 class EventEstimator(BaseEstimator):

@@ -17,6 +17,10 @@ from seqattn.hawkes.forecast import NextEvent, next_event
 from seqattn.hawkes.intensity import Intensity, LinearIntensity
 
 GAP_LAWS = ("gamma", "lognormal")
+# Probabilities below this lose digits; their logarithms are then computed directly.
+_LATE = 1e-280
+# Terms of the continued fraction of the incomplete gamma function, far beyond its argument's peak.
+_FRACTIONS = 60
 
 
 def gap_law(law: str, shape: tuple[float, float]) -> Any:
@@ -32,6 +36,42 @@ def gap_law(law: str, shape: tuple[float, float]) -> Any:
     if law == "gamma":
         return stats.gamma(shape[0], scale=shape[1])
     return stats.lognorm(shape[1], scale=np.exp(shape[0]))
+
+
+def log_survival(law: str, shape: tuple[float, float], time: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm of the probability of longer gaps, also where the probability itself is 0 in float64.
+
+    Parameters
+    ----------
+    law, shape
+        As in :func:`gap_law`.
+    time
+        Lengths of gaps, at least 0.
+
+    Notes
+    -----
+    For the gamma law beyond float64 the continued fraction of the upper incomplete gamma function is used.
+
+    References
+    ----------
+    Abramowitz and Stegun (1964), Handbook of mathematical functions, 6.5.31.
+
+    Examples
+    --------
+    >>> log_survival("gamma", (1.0, 2.0), np.array([1.0, 4000.0])).round(9).tolist()
+    [-0.5, -2000.0]
+    """
+    if law == "lognormal":
+        return np.asarray(gap_law(law, shape).logsf(time))
+    first, x = shape[0], np.asarray(time) / shape[1]
+    left = special.gammaincc(first, x)
+    late = left < _LATE
+    far = np.where(late, x, first + 1e3)
+    fraction = np.zeros_like(far)
+    for n in range(_FRACTIONS, 0, -1):
+        fraction = n * (n - first) / (far + 2 * n + 1 - first - fraction)
+    tail = first * np.log(far) - far - special.gammaln(first) - np.log(far + 1 - first - fraction)
+    return np.where(late, tail, np.log(np.where(late, 1.0, left)))
 
 
 def fit_gap_law(
@@ -100,15 +140,18 @@ class RenewalIntensity(Intensity):
 
     def rates(self, elapsed: Float[Tensor, "tokens nodes"]) -> Float[Tensor, "tokens nodes types"]:
         time = (self.age[:, None] + elapsed).double().clamp(min=self.shortest).numpy()
-        hazard = torch.from_numpy(np.exp(self._gaps.logpdf(time) - self._gaps.logsf(time)))
-        return hazard[:, :, None] * self.share
+        return torch.from_numpy(self._hazard(time))[:, :, None] * self.share
+
+    def _hazard(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.exp(self._gaps.logpdf(time) - log_survival(self.law, self.shape, time))
 
     def compensator_by_type(
         self, elapsed: Float[Tensor, " tokens"], refine: int = 1
     ) -> Float[Tensor, "tokens types"]:
         age = self.age.numpy()
-        survived = self._gaps.logsf(age) - self._gaps.logsf(age + elapsed.double().numpy())
-        return torch.from_numpy(survived)[:, None] * self.share
+        later = age + elapsed.double().numpy()
+        passed = log_survival(self.law, self.shape, age) - log_survival(self.law, self.shape, later)
+        return torch.from_numpy(passed)[:, None] * self.share
 
     def limit(self) -> Float[Tensor, "tokens types"]:
         final = 1 / self.shape[1] if self.law == "gamma" else 0.0
@@ -124,7 +167,7 @@ class RenewalIntensity(Intensity):
         if not np.isfinite(top):
             return self.limit().sum(1)
         time = np.maximum(reached, top)
-        return torch.from_numpy(np.exp(self._gaps.logpdf(time) - self._gaps.logsf(time)))
+        return torch.from_numpy(self._hazard(time))
 
     def settled(self) -> Float[Tensor, " tokens"]:
         return torch.full_like(self.age, torch.inf)
@@ -139,12 +182,33 @@ class RenewalIntensity(Intensity):
         """Return the law of the next event in closed form, given the age."""
         age = self.age.numpy()
         left = self._gaps.sf(age)
+        # Where next to nothing survives, sums in plain numbers have no digits left.
+        late = left < _LATE
+        age, left = np.where(late, 0.0, age), np.where(late, 1.0, left)
         quantiles = [torch.from_numpy(self._gaps.isf(left * (1 - level)) - age) for level in (0.5, *levels)]
         crps = np.full(len(age), np.nan) if observed is None else self._crps(observed.double().numpy())
         later = torch.stack(quantiles[1:], 1) if levels else torch.zeros(len(age), 0, dtype=torch.float64)
         mean = torch.from_numpy(self._mean_beyond(age) / left - age)
         share = self.share.expand(len(age), -1)
-        return NextEvent(mean, quantiles[0], later, share, torch.from_numpy(crps), 0.0)
+        answer = NextEvent(mean, quantiles[0], later, share, torch.from_numpy(crps), 0.0)
+        return self._in_the_tail(answer, torch.from_numpy(late), levels) if late.any() else answer
+
+    def _in_the_tail(self, answer: NextEvent, late: Tensor, levels: tuple[float, ...]) -> NextEvent:
+        r"""Replace times by those of the tail.
+
+        :math:`S(a + u)/S(a)` is nearly exponential (gamma) or :math:`(1 + u/a)^{-a h(a)}` (log-normal).
+        """
+        age = self.age.numpy()
+        goal = -np.log1p(-np.array([0.5, *levels]))
+        hazard = self._hazard(age[late.numpy()])[:, None]
+        mean, times = 1 / hazard, goal / hazard
+        if self.law == "lognormal":
+            own = age[late.numpy()][:, None]
+            mean, times = own / (own * hazard - 1), own * np.expm1(goal / (own * hazard))
+        found = {"mean": mean[:, 0], "median": times[:, 0], "quantiles": times[:, 1:]}
+        for name, values in found.items():
+            getattr(answer, name)[late] = torch.from_numpy(values)
+        return answer
 
     def _mean_beyond(self, age: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the expectation of the gap on the event that it exceeds the age."""

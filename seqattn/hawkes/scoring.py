@@ -14,7 +14,7 @@ from seqattn.errors import DataError, SeqattnWarning
 from seqattn.hawkes.likelihood import IntervalScores, LogLikelihood, score_intervals
 from seqattn.hawkes.metrics import EventForecasts, residual_metrics, time_metrics, type_metrics
 from seqattn.hawkes.reading import EventEstimator
-from seqattn.hawkes.residuals import GoodnessOfFit, assess
+from seqattn.hawkes.residuals import GoodnessOfFit, _goodness, assess
 from seqattn.hawkes.tables import forecast_events
 
 # Share of the compensator that the quadrature may be off before a warning is given.
@@ -117,7 +117,7 @@ class Scoring(EventEstimator):
             part = score_intervals(batch, intensity, self.scale_)
             scores.append(part)
             counted = part.counted(convention) & part.ends
-            tokens = torch.from_numpy(np.flatnonzero(counted))
+            tokens = torch.from_numpy(np.flatnonzero(counted)).to(batch.until.device)
             chosen.append(forecast_events(batch, intensity, tokens, self.scale_))
             places.append(np.asarray(sequences.offsets)[part.row[counted]] + part.position[counted])
         order = np.argsort(np.concatenate(places))  # from batches back to the order of the data
@@ -142,8 +142,9 @@ class Scoring(EventEstimator):
         Dictionary with ``loglik_per_event``, ``loglik_time``, ``loglik_type`` (nats per event), ``convention``,
         ``window``, ``n_events``, ``rmse`` of the mean, ``mae`` of the median and ``crps`` of the gap (user's time
         unit), ``accuracy``, ``macro_f1`` and further scores of the type with its time unknown
-        (``accuracy_at_time``: known), ``ks_pvalue`` of the rescaled gaps, ``integral_error``, and ``baselines``
-        (name to the same keys).
+        (``accuracy_at_time``: known), ``ks_pvalue`` and ``ljung_box_pvalue`` of the rescaled gaps (their law and their
+        independence), ``count_balance`` (expected minus scored events, in standard errors; all as in
+        :meth:`goodness_of_fit`), ``integral_error``, and ``baselines`` (name to the same keys).
 
         Warns
         -----
@@ -164,6 +165,7 @@ class Scoring(EventEstimator):
                 SeqattnWarning,
                 stacklevel=2,
             )
+        residuals = _goodness(scores, "chain", convention, sequences.window, type(self).__name__, None, None)
         result: dict[str, Any] = {
             "loglik_per_event": likelihood.per_event,
             "loglik_time": likelihood.time,
@@ -174,6 +176,8 @@ class Scoring(EventEstimator):
             **time_metrics(forecasts),
             **type_metrics(forecasts, self.n_types_),
             **residual_metrics(scores.rescaled_gaps(convention)),
+            "ljung_box_pvalue": residuals.ljung_box_pvalue,
+            "count_balance": residuals.count_balance,
             "integral_error": error,
         }
         if baselines:

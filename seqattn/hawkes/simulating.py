@@ -3,8 +3,9 @@ r"""Simulation of point processes, exact and many paths at once: by inversion of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +33,9 @@ _PATHS = 2000
 _COMPACT = 0.7
 # By how much an intensity may exceed its bound before it is an error: rounding in float32.
 _ROUNDING = 1e-5
+# Most proposals for one path under one bound, and the latest time at which an intensity is asked for.
+_MOST_TRIES = 32
+_FAR_OFF = 1e30
 _MOST_EVENTS = 100_000
 
 
@@ -40,7 +44,8 @@ class Paths(Sequences):
     """Simulated sequences, with what was cut short.
 
     A :class:`seqattn.Sequences` whose ids are (id of the history, number of the path), or the number of the path
-    where paths began from nothing.
+    where paths began from nothing. ``to_frame`` gives the one as the columns ``seq_id`` and ``path``, the other as
+    ``seq_id``.
 
     Parameters
     ----------
@@ -54,23 +59,29 @@ class Paths(Sequences):
 
     def select(self, indices: Any) -> Self:
         """Return some of the paths, in the order asked for."""
-        chosen = super().select(indices)
-        flags = np.atleast_1d(np.asarray(self.truncated)[np.asarray(indices)])
-        object.__setattr__(chosen, "truncated", flags)
-        return chosen
+        wanted = indices if isinstance(indices, slice) or np.size(indices) else np.zeros(0, dtype=np.int64)
+        flags = np.asarray(self.truncated)[wanted if isinstance(wanted, slice) else np.asarray(wanted)]
+        return replace(super().select(wanted), truncated=np.atleast_1d(flags))
 
     def id_columns(self, rows: Any = None, name: str = "seq_id") -> pl.DataFrame:
-        """Return the id of the history, where there is one, and the number of the path, as columns.
+        """Return the number of the path as id, or the id of its history and then ``path``, as columns.
 
         Parameters
         ----------
         rows
             Numbers of the paths, each as often as wished; None for all in order.
         name
-            Name of the column of histories.
+            Name of the id column.
         """
-        frame = super().id_columns(rows, name)
-        return frame.rename({"chunk": "path"} if "chunk" in frame.columns else {name: "path"})
+        keys = self.ids.tolist()
+        if not (keys and all(isinstance(key, tuple) for key in keys)):
+            return super().id_columns(rows, name)
+        # Histories that were cut into chunks have ids of two parts themselves.
+        histories = replace(self, ids=object_array([history for history, _ in keys]))
+        paths = np.array([path for _, path in keys], dtype=np.int64)
+        chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
+        frame = super(Paths, histories).id_columns(chosen, name)
+        return frame.with_columns(pl.Series("path", paths[chosen]))
 
 
 class Simulating(EventEstimator):
@@ -81,6 +92,7 @@ class Simulating(EventEstimator):
         n_paths: int = 1,
         t_end: Any = None,
         *,
+        horizon: float | None = None,
         max_events: int | None = None,
         history: Any = None,
         now: Any = None,
@@ -95,9 +107,12 @@ class Simulating(EventEstimator):
         n_paths
             Number of paths; with histories, of each.
         t_end
-            End of the window, a number or datetime, for all paths; ``None``: until ``max_events``.
+            End of the window, a number or datetime, for all paths; ``None``: until ``horizon`` or ``max_events``.
+        horizon
+            Length of the window in place of its end, in the user's unit (seconds if times are dates): time after
+            ``start``, or after the present of each history.
         max_events
-            Most new events of a path; by default 100,000.
+            Most new events of a path; ``None`` stands for 100,000.
         history
             Sequences to go on from, as in :meth:`log_likelihood`.
         now
@@ -119,9 +134,10 @@ class Simulating(EventEstimator):
         Raises
         ------
         ParameterError
-            Neither ``t_end`` nor ``max_events`` is given, or a value is not allowed.
+            None of ``t_end``, ``horizon`` and ``max_events`` is given, or the first two together, or a value is not
+            allowed.
         DataError
-            ``t_end`` lies before a path begins, or an intensity exceeds its bound.
+            There is no history, ``t_end`` lies before a path begins, or an intensity exceeds its bound.
 
         Notes
         -----
@@ -134,21 +150,20 @@ class Simulating(EventEstimator):
         Ogata (1981), On Lewis' simulation method for point processes, algorithm 2. Daley and Vere-Jones (2003), An
         introduction to the theory of point processes, section 7.4 (time change).
         """
-        most = _checked(n_paths, t_end, max_events, method)
+        most = _checked(n_paths, t_end, horizon, max_events, method)
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         if history is None:
             begun = self._beginnings(n_paths, start, generator)
             at = np.asarray(begun.end, dtype=np.float64)
         else:
             known = self._read_new(history)
+            if not len(known):
+                raise DataError(
+                    "There is no history to go on from. Leave history out for paths from nothing."
+                )
             rows = np.repeat(np.arange(len(known)), n_paths)
             begun, at = known.select(rows), present(known, now)[rows]
-        until = np.full(len(begun), np.inf if t_end is None else float_times(begun.clock, t_end, "t_end")[0])
-        if (until < at).any():
-            row, show = int(np.flatnonzero(until < at)[0]), begun.clock.show
-            raise DataError(
-                f"t_end={show(until[row])} is before the path begins, at {show(at[row])}. Give a later time."
-            )
+        until = _ends(begun.clock, at, t_end, horizon)
         draw = partial(_inverse if method == "inverse" else _thinned, generator=generator)
         parts = []
         for first in range(0, len(begun), _PATHS):
@@ -234,17 +249,43 @@ class Simulating(EventEstimator):
         )
 
 
-def _checked(n_paths: int, t_end: Any, max_events: int | None, method: str) -> int:
+def _checked(n_paths: int, t_end: Any, horizon: float | None, max_events: int | None, method: str) -> int:
     """Return the most events of a path, after a look at the arguments."""
     check_whole("n_paths", n_paths, 1)
+    if t_end is not None and horizon is not None:
+        raise ParameterError(f"t_end={t_end!r} and horizon={horizon!r} both say where paths end. Give one.")
+    if horizon is not None:
+        check_horizon(horizon)
     if method not in METHODS:
         raise ParameterError(f"method={method!r} is unknown. Use one of {METHODS}.{suggest(method, METHODS)}")
-    if t_end is None and max_events is None:
-        raise ParameterError("Paths need an end: give t_end, max_events, or both.")
+    if t_end is None and horizon is None and max_events is None:
+        raise ParameterError("Paths need an end: give t_end or horizon, or max_events.")
     if max_events is None:
         return _MOST_EVENTS
     check_whole("max_events", max_events, 1)
     return max_events
+
+
+def check_horizon(horizon: object) -> None:
+    """Refuse a horizon that is no positive span of time."""
+    if isinstance(horizon, bool) or not isinstance(horizon, Real) or not 0 < float(horizon) < np.inf:
+        raise ParameterError(
+            f"horizon={horizon!r} is no time span. Give a positive number, in the unit of the data."
+        )
+
+
+def _ends(clock: Clock, at: NDArray[np.float64], t_end: Any, horizon: float | None) -> NDArray[np.float64]:
+    """Return where the window of each path ends, infinite where nothing says so."""
+    if horizon is not None:
+        return at + horizon
+    until = np.full(len(at), np.inf if t_end is None else float_times(clock, t_end, "t_end")[0])
+    if not (until >= at).all():
+        row = int(np.flatnonzero(~(until >= at))[0])
+        raise DataError(
+            f"t_end={clock.show(until[row])} is before the path begins, at {clock.show(at[row])}. "
+            "Give a later time."
+        )
+    return until
 
 
 @dataclass(frozen=True)
@@ -266,16 +307,17 @@ def _walk(
     draw: Callable[..., tuple[Tensor, Tensor]],
 ) -> _Drawn:
     """Draw one event for every path that still goes on, until none does."""
-    passed, left = torch.zeros(len(span), dtype=torch.float64), torch.from_numpy(span)
-    wait = torch.from_numpy(waited)  # since the last event; only before the first draw is it not zero
-    rows = torch.arange(len(span))  # which path each row of the histories belongs to
-    alive = torch.ones(len(span), dtype=torch.bool)
+    place = histories.intensity.floor().device
+    left = torch.from_numpy(span).to(place)
+    passed, alive = torch.zeros_like(left), torch.ones_like(left, dtype=torch.bool)
+    wait = torch.from_numpy(waited).to(place)  # since the last event; not zero before the first draw only
+    rows = torch.arange(len(span), device=place)  # which path each row of the histories belongs to
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(most):
         live = alive.nonzero()[:, 0]
         if len(live) < _COMPACT * len(rows):
             histories, rows, wait, alive = histories.select(live), rows[live], wait[live], alive[live]
-            live = torch.arange(len(rows))
+            live = torch.arange(len(rows), device=place)
         if not len(live):
             break
         state = histories.intensity.select(live)
@@ -285,49 +327,59 @@ def _walk(
         alive[live[~happened]] = False
         passed[path[happened]] += gap[happened]
         found.append((path[happened], passed[path[happened]], kind[happened]))
-        step, kinds = torch.zeros_like(wait), torch.zeros(len(rows), dtype=torch.long)
+        step, kinds = torch.zeros_like(wait), torch.zeros_like(rows)
         step[live], kinds[live] = torch.where(happened, gap + wait[live], 0.0), kind
         histories.add(step, kinds)
         wait = torch.zeros_like(wait)
-    truncated = torch.zeros(len(span), dtype=torch.bool)
+    truncated = torch.zeros_like(left, dtype=torch.bool)
     truncated[rows[alive]] = True
-    columns = [torch.cat(column).numpy() for column in zip(*found, strict=True)]
-    return _Drawn(columns[0], columns[1], columns[2], truncated.numpy())
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)]
+    return _Drawn(columns[0], columns[1], columns[2], truncated.cpu().numpy())
 
 
 def _inverse(state: Intensity, within: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the time to the next event, infinite where there is none within the time, and its type."""
     goal = torch.empty(state.n_tokens, dtype=torch.float64).exponential_(generator=generator)
-    gap = reach(state, goal, within)
+    gap = reach(state, goal.to(within.device), within)
     return gap, _types(state, torch.where(torch.isfinite(gap), gap, 0.0), generator)
 
 
 def _types(state: Intensity, gap: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the type of an event that happens after the given gap."""
     share = torch.softmax(state.log_rates(gap.to(state.floor().dtype)).double(), 1).cumsum(1)
-    draw = torch.rand(len(share), 1, dtype=torch.float64, generator=generator)
+    draw = torch.rand(len(share), 1, dtype=torch.float64, generator=generator).to(share.device)
     return (draw * share[:, -1:] > share).sum(1).clamp(max=state.n_types - 1)
 
 
 def _thinned(state: Intensity, within: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """As :func:`_inverse`, by proposals at the rate of a bound that holds from the present on."""
+    """As :func:`_inverse`, by proposals at the rate of a bound that holds from the present on.
+
+    The bound holds for all later times, so several proposals can be made under it at once and the first accepted one
+    taken. The fewer paths are left, the more are made for each.
+    """
     n, dtype = state.n_tokens, state.floor().dtype
-    gap = torch.zeros(n, dtype=torch.float64)
-    going, current = torch.arange(n), state
+    gap = torch.zeros_like(within)
+    going, current = torch.arange(n, device=within.device), state
     while len(going):
-        bound = current.bound(gap[going].to(dtype)).double()
-        draws = torch.empty(2, len(going), dtype=torch.float64)
+        tries = min(_MOST_TRIES, 1 + 2 * (n // len(going) - 1))
+        bound = current.bound(gap[going].to(dtype)).double()[:, None]
+        draws = torch.empty(2, len(going), tries, dtype=torch.float64)
         draws[0].exponential_(generator=generator)
         draws[1].uniform_(generator=generator)
-        gap[going] += draws[0] / bound
-        over = gap[going] > within[going]
-        gap[going[over]] = torch.inf
-        value = current.total(torch.where(over, 0.0, gap[going]).to(dtype)).double()
-        if (value[~over] > bound[~over] * (1 + _ROUNDING)).any():
+        draws = draws.to(within.device)  # drawn on the CPU, so that a seed means the same on every device
+        times = gap[going, None] + (draws[0] / bound).cumsum(1)
+        over = times > within[going, None]
+        value = current.rates(times.clamp(max=_FAR_OFF).to(dtype)).sum(2).double()
+        if (value > bound * (1 + _ROUNDING)).any():
             raise DataError(
-                f"An intensity of {float((value / bound)[~over].max()):.6f} times its bound was met while thinning. "
+                f"An intensity of {float((value / bound).max()):.6f} times its bound was met while thinning. "
                 "Use method='inverse', and report this model."
             )
-        kept = (~over & (draws[1] * bound >= value)).nonzero()[:, 0]
+        stop = over | (draws[1] * bound < value)  # past the end, or accepted
+        ended, first = stop.any(1), stop.int().argmax(1)
+        place = torch.where(ended, first, tries - 1)[:, None]
+        reached = times.gather(1, place)[:, 0]
+        gap[going] = torch.where(over.gather(1, place)[:, 0], torch.inf, reached)
+        kept = (~ended).nonzero()[:, 0]
         going, current = going[kept], current.select(kept)
     return gap, _types(state, torch.where(torch.isfinite(gap), gap, 0.0), generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +22,7 @@ from seqattn.hawkes.forecast import next_event
 from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.reading import EventEstimator
 from seqattn.hawkes.tables import check_levels, empty_columns, fill, float_times, forecast_frame
-from seqattn.train.artifact import load_artifact, save_artifact
+from seqattn.train.artifact import encode_label, load_artifact, save_artifact
 
 if TYPE_CHECKING:
     from seqattn.hawkes.process import PointProcess
@@ -93,10 +94,13 @@ class Stream:
         ------
         DataError
             A time lies before the one before it, is missing, or a type is unknown. Nothing is then taken up.
+        ParameterError
+            There are not as many types as times. Nothing is then taken up.
         """
-        kinds = list(k) if _is_many(t) else [k]
         times, clock = self._times(t)
-        codes = self._checked(times, kinds)
+        codes = self._checked(times, _kinds(t, k), clock)
+        if not codes:
+            return np.zeros(0)
         self._clock = clock
         surprises = np.full(len(times), np.nan)
         for place, (time, code) in enumerate(zip(times, codes, strict=True)):
@@ -156,7 +160,7 @@ class Stream:
         zero = None if clock is None or clock.zero is None else str(clock.zero)
         facts = {
             "model": type(self._model).__name__,
-            "labels": len(self._codes),
+            "digest": _digest(self._model),
             "n_events": self.n_events,
             "time": self._time,
             "begun": clock is not None,
@@ -186,10 +190,10 @@ class Stream:
             raise ArtifactError(
                 f"{str(path)!r} holds a {artifact.kind}, not a stream. Use seqattn.load for it."
             )
-        if facts["model"] != type(self._model).__name__ or facts["labels"] != len(self._codes):
+        if facts["digest"] != _digest(self._model):
             raise ArtifactError(
-                f"{str(path)!r} is a stream of another model ({facts['model']} with {facts['labels']} types). "
-                "Resume it with the model it was made with."
+                f"{str(path)!r} is a stream of another model ({facts['model']}) or another fit of it. "
+                "Resume it with the very model it was made with, or one opened from its file."
             )
         self.n_events, self._time = facts["n_events"], facts["time"]
         if facts["begun"]:
@@ -204,6 +208,8 @@ class Stream:
     def _begin(self, start: Any) -> None:
         self._clock = self._model._clock_at(start)
         self._time = moment(start, self._clock, "start")
+        if not np.isfinite(self._time):
+            raise DataError(f"start={start!r} is missing or infinite. Give the beginning of the window.")
         self._histories = self._model._histories(self._as_sequences())
 
     def _as_sequences(self) -> Sequences:
@@ -231,14 +237,20 @@ class Stream:
     def _times(self, t: Any) -> tuple[NDArray[np.float64], Clock]:
         """Return times with their clock, which begins with the first of them if it has not begun."""
         if self._clock is None:
-            first = clock_of(column_of("t", t if _is_many(t) else [t]))
+            many = t if _is_many(t) else np.asarray([t]) if isinstance(t, np.generic) else [t]
+            if not len(many):
+                return np.zeros(0), Clock()
+            column = column_of("t", many)
+            first = clock_of(column.cast(pl.Datetime("us")) if column.dtype == pl.Date else column)
             if first.unit != self._model.unit_:
                 wanted = "dates" if self._model.unit_ else "numbers"
-                raise DataError(f"t={t!r} does not fit the model, which was fitted to {wanted}. Give those.")
+                raise DataError(
+                    f"t={t!r} does not fit the model, which was fitted to {wanted}. Give {wanted}."
+                )
             return float_times(first, t, "t"), first
         return float_times(self._clock, t, "t"), self._clock
 
-    def _checked(self, times: NDArray[np.float64], kinds: list[Any]) -> list[int]:
+    def _checked(self, times: NDArray[np.float64], kinds: list[Any], clock: Clock) -> list[int]:
         if len(kinds) != len(times):
             raise ParameterError(f"k holds {len(kinds)} types for {len(times)} times. Give one each.")
         if not np.isfinite(times).all():
@@ -250,15 +262,18 @@ class Stream:
         if len(late):
             place = int(late[0])
             raise DataError(
-                f"Event {place} of the burst, at {times[place]!r}, lies before the event before it, at "
-                f"{before[place]!r}. Push events in the order of their times."
+                f"Event {place} of the burst, at {clock.show(times[place])}, lies before the event before it, at "
+                f"{clock.show(before[place])}. Push events in the order of their times."
             )
-        strange = [kind for kind in kinds if kind not in self._codes]
-        if strange:
+        return [self._code(kind) for kind in kinds]
+
+    def _code(self, kind: Any) -> int:
+        try:
+            return self._codes[kind]
+        except (KeyError, TypeError):  # unknown, or nothing that could be a label
             raise DataError(
-                f"Type {strange[0]!r} was not in the training data. Types: {label_list(self._model.labels_)}."
-            )
-        return [self._codes[kind] for kind in kinds]
+                f"Type {kind!r} was not in the training data. Types: {label_list(self._model.labels_)}."
+            ) from None
 
     def _take(self, time: float, code: int) -> float:
         surprise = np.nan
@@ -267,16 +282,17 @@ class Stream:
             self._histories = self._model._histories(self._as_sequences())
         else:
             surprise = self._surprise(time, code)
-        gap = torch.tensor([(time - self._time) / self._model.scale_], dtype=torch.float64)
-        self._histories.add(gap, torch.tensor([code]))
+        place = self._state().floor().device
+        self._histories.add(self._in_model_units(time).to(place), torch.tensor([code], device=place))
         self._time = time
         self.n_events += 1
         return surprise
 
     def _surprise(self, time: float, code: int) -> float:
         state = self._state()
-        gap = torch.tensor([(time - self._time) / self._model.scale_]).to(state.floor())
-        gain = float(state.log_rate(gap, torch.tensor([code]))[0].double()) - np.log(self._model.scale_)
+        gap = self._in_model_units(time).to(state.floor())
+        kind = torch.tensor([code], device=gap.device)
+        gain = float(state.log_rate(gap, kind)[0].double()) - np.log(self._model.scale_)
         return float(state.compensator(gap)[0].double()) - gain
 
     def _state(self) -> Intensity:
@@ -285,10 +301,17 @@ class Stream:
 
     def _waited(self, now: Any) -> torch.Tensor:
         """Return the time since the last event in model units."""
-        at = self._time if now is None else moment(now, self._begun_clock(), "now")
-        if not at >= self._time:
+        clock = self._begun_clock()
+        at = self._time if now is None else moment(now, clock, "now")
+        if not np.isfinite(at):
+            raise DataError(f"Time {now!r} is missing or infinite. Give a finite one.")
+        if at < self._time:
             raise DataError(f"Time {now!r} is before the last event, at {self.last!r}. Ask for a later one.")
-        return torch.tensor([(at - self._time) / self._model.scale_]).to(self._state().floor())
+        return self._in_model_units(at).to(self._state().floor())
+
+    def _in_model_units(self, at: float) -> torch.Tensor:
+        """Return the time since the last event in float64."""
+        return torch.tensor([(at - self._time) / self._model.scale_], dtype=torch.float64)
 
 
 class Streaming(EventEstimator):
@@ -316,3 +339,23 @@ class Streaming(EventEstimator):
 
 def _is_many(t: Any) -> bool:
     return isinstance(t, pl.Series) or (np.ndim(t) > 0 and not isinstance(t, str))
+
+
+def _kinds(t: Any, k: Any) -> list[Any]:
+    """Return the types that belong to one time or to many."""
+    if not _is_many(t):
+        return [k]
+    return list(k) if isinstance(k, pl.Series) or (np.ndim(k) > 0 and not isinstance(k, str)) else [k]
+
+
+def _digest(model: PointProcess) -> str:
+    """Return a SHA-256 of what the model has learned."""
+    sha = hashlib.sha256(type(model).__name__.encode())
+    facts = ([encode_label(label) for label in model.labels_], model.unit_, model.scale_)
+    tensors, metadata = model._export()
+    sha.update(repr((*facts, metadata["fitted"])).encode())
+    for name, value in sorted(tensors.items()):
+        array = np.ascontiguousarray(torch.as_tensor(value).cpu().numpy())
+        sha.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        sha.update(array.data)
+    return sha.hexdigest()

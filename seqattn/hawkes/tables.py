@@ -115,12 +115,12 @@ def fill(
     levels: tuple[float, ...],
 ) -> None:
     """Write forecasts into rows of the columns, times counted from ``origin`` in the user's unit."""
-    columns["t_mean"][rows] = origin + answer.mean.numpy() * scale
-    columns["t_median"][rows] = origin + answer.median.numpy() * scale
+    columns["t_mean"][rows] = origin + answer.mean.cpu().numpy() * scale
+    columns["t_median"][rows] = origin + answer.median.cpu().numpy() * scale
     for place, level in enumerate(levels):
-        columns[f"t_q{level!r}"][rows] = origin + answer.quantiles[:, place].numpy() * scale
+        columns[f"t_q{level!r}"][rows] = origin + answer.quantiles[:, place].cpu().numpy() * scale
     best = answer.type_probability.max(1)
-    columns["k"][rows], columns["p"][rows] = best.indices.numpy(), best.values.numpy()
+    columns["k"][rows], columns["p"][rows] = best.indices.cpu().numpy(), best.values.cpu().numpy()
 
 
 def forecast_frame(
@@ -148,17 +148,17 @@ def forecast_events(
     best = probability.max(1)
     own = probability.gather(1, kind[:, None])
     return EventForecasts(
-        gap=until.double().numpy() * scale,
-        mean=answer.mean.numpy() * scale,
-        median=answer.median.numpy() * scale,
-        crps=answer.crps.numpy() * scale,
-        kind=kind.numpy(),
-        guess=best.indices.numpy(),
-        p_guess=best.values.numpy(),
-        p_kind=own[:, 0].numpy(),
-        squares=(probability**2).sum(1).numpy(),
-        rank=1 + (probability > own).sum(1).numpy(),
-        guess_at_time=state.log_rates(until).argmax(1).numpy(),
+        gap=until.double().cpu().numpy() * scale,
+        mean=answer.mean.cpu().numpy() * scale,
+        median=answer.median.cpu().numpy() * scale,
+        crps=answer.crps.cpu().numpy() * scale,
+        kind=kind.cpu().numpy(),
+        guess=best.indices.cpu().numpy(),
+        p_guess=best.values.cpu().numpy(),
+        p_kind=own[:, 0].cpu().numpy(),
+        squares=(probability**2).sum(1).cpu().numpy(),
+        rank=1 + (probability > own).sum(1).cpu().numpy(),
+        guess_at_time=state.log_rates(until).argmax(1).cpu().numpy(),
     )
 
 
@@ -166,8 +166,8 @@ def event_tokens(batch: EventBatch, sequences: Sequences) -> tuple[torch.Tensor,
     """Return the tokens that are followed by an event, and those events' places in the flat columns."""
     tokens = (batch.target >= 0).nonzero()[:, 0]
     counts = (batch.offsets[1:] - batch.offsets[:-1]).long()
-    rows = torch.repeat_interleave(batch.rows, counts)[tokens].numpy()
-    return tokens, np.asarray(sequences.offsets[:-1])[rows] + batch.position[tokens].numpy()
+    rows = torch.repeat_interleave(batch.rows, counts)[tokens].cpu().numpy()
+    return tokens, np.asarray(sequences.offsets[:-1])[rows] + batch.position[tokens].cpu().numpy()
 
 
 def window_of_fit(window: Any, sequences: Sequences) -> Any:

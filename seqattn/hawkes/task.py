@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.data.store import is_saved
 from seqattn.errors import ParameterError, suggest
+from seqattn.hawkes.ahead import horizon_caption, horizon_columns
 from seqattn.hawkes.diagnose import plot_intensity
 from seqattn.hawkes.estimator import SAHP
 from seqattn.hawkes.likelihood import CONVENTIONS
 from seqattn.hawkes.metrics import table_rows
 from seqattn.hawkes.process import PointProcess
+from seqattn.hawkes.simulating import Paths
 from seqattn.train.config import check_names
 from seqattn.train.loop import Observer
 
@@ -37,7 +40,9 @@ OBJECTIVE = "held-out log-likelihood per event (nats)"
 LOSS_UNIT = "nats per event, in model time"
 AFTERWARDS = "fitting the baselines and computing held-out figures"
 SPLITS = catalog.SPLITS
-EVALUATION = {"convention": CONVENTIONS}
+# Options of evaluate, with their values where there are only some.
+EVALUATION: dict[str, tuple[str, ...] | None] = {"convention": CONVENTIONS, "horizon": None, "seed": None}
+SIMULATION = ("n_paths", "until", "horizon", "max_events", "start", "method", "seed")
 
 _COLUMNS = {"seq": "seq_id", "time": "t", "type": "k"}
 # Constructor arguments that a run states elsewhere than among its settings.
@@ -50,6 +55,8 @@ _ELSEWHERE = {
     "window": "--read window=...",
     "unknown": "--read unknown=...",
 }
+# Options of simulate that the method of the estimator calls otherwise.
+_ARGUMENTS = {"until": "t_end", "seed": "random_state"}
 _HEADERS = [
     "model",
     "log-likelihood",
@@ -214,6 +221,8 @@ def _checked(
         if name in _ELSEWHERE and name in parameters:
             raise ParameterError(f"{name!r} is not a setting of a run: use {_ELSEWHERE[name]} instead.")
     allowed = [name for name in parameters if name not in ("self", *_ELSEWHERE)]
+    if settings and not allowed:
+        raise ParameterError(f"The model {model!r} has no settings. Leave {next(iter(settings))!r} out.")
     check_names(settings, allowed, f"a setting of {model!r}")
     return {
         name: _converted(name, value, str(parameters[name].annotation)) for name, value in settings.items()
@@ -354,7 +363,9 @@ def evaluate(model: PointProcess, X: Sequences, **options: Any) -> dict[str, Any
     X
         Held-out data.
     options
-        Any of ``EVALUATION``.
+        Any of ``EVALUATION``: ``convention``, as in :meth:`seqattn.SAHP.evaluate`; ``horizon``, a span of time in the
+        unit of the data, adds forecasts of all events within it under the key ``horizon``, as
+        :meth:`seqattn.SAHP.evaluate_horizon` gives them; ``seed`` is that of their paths.
 
     Raises
     ------
@@ -362,7 +373,12 @@ def evaluate(model: PointProcess, X: Sequences, **options: Any) -> dict[str, Any
         There is no such option, or not with this value.
     """
     check_names(options, EVALUATION, "an option of evaluate")
-    return model.evaluate(X, **options)
+    horizon, seed = options.pop("horizon", None), options.pop("seed", 0)
+    if horizon is None:
+        return model.evaluate(X, **options)
+    # First what may be refused at once.
+    ahead = model.evaluate_horizon(X, horizon, random_state=seed)
+    return {**model.evaluate(X, **options), "horizon": ahead}
 
 
 def predict(model: PointProcess, X: Sequences) -> pl.DataFrame:
@@ -379,6 +395,44 @@ def predict(model: PointProcess, X: Sequences) -> pl.DataFrame:
     return frame
 
 
+def simulate(model: PointProcess, X: Sequences | None = None, **options: Any) -> Paths:
+    """Return paths drawn from a point process.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    X
+        Histories to go on from; None for paths from nothing.
+    options
+        Any of ``SIMULATION``: ``until`` is the argument ``t_end`` of :meth:`seqattn.SAHP.sample`, ``seed`` its
+        ``random_state``, the rest as there.
+
+    Raises
+    ------
+    ParameterError
+        There is no such option, or not with this value.
+    DataError
+        A time does not fit the data.
+    """
+    check_names(options, SIMULATION, "an option of simulate")
+    given = {_ARGUMENTS.get(name, name): _as_moment(value) for name, value in options.items()}
+    if X is None:
+        if model.unit_ and "start" not in given:
+            raise ParameterError(
+                "The model was fitted to dates, so paths from nothing need a start. Give a date."
+            )
+        return model.sample(**given)
+    if "start" in given:
+        raise ParameterError("A start is for paths from nothing; after histories, paths begin at their ends.")
+    return model.sample(history=X, **given)
+
+
+def _as_moment(value: Any) -> Any:
+    is_day = isinstance(value, date) and not isinstance(value, datetime)
+    return datetime.combine(value, time()) if is_day else value
+
+
 def summary_rows(evaluation: Mapping[str, Any], name: str) -> tuple[list[str], list[list[Any]]]:
     """Return headers and rows of the table on the screen: the model, then its baselines.
 
@@ -389,7 +443,11 @@ def summary_rows(evaluation: Mapping[str, Any], name: str) -> tuple[list[str], l
     name
         How the model is called in the table.
     """
-    return list(_HEADERS), table_rows(evaluation, name)
+    headers, rows = list(_HEADERS), table_rows(evaluation, name)
+    ahead = evaluation.get("horizon")
+    if ahead is None:
+        return headers, rows
+    return horizon_columns(headers, rows, ahead)
 
 
 def caption(evaluation: Mapping[str, Any]) -> str:
@@ -400,14 +458,18 @@ def caption(evaluation: Mapping[str, Any]) -> str:
     evaluation
         What :func:`evaluate` returned.
     """
-    return (
+    text = (
         f"Nats per event, convention {evaluation['convention']!r}, window {evaluation['window']!r}, "
         f"{evaluation['n_events']:,} events; errors of the next gap in the time unit of the data."
     )
+    ahead = evaluation.get("horizon")
+    if ahead is None:
+        return text
+    return f"{text}\n{horizon_caption(ahead)}"
 
 
 def plots(model: PointProcess, X: Sequences, folder: Path) -> list[Path]:
-    """Draw what a person wants to see of a fitted model, and return the files.
+    """Draw the intensities over one sequence and the goodness of fit on all of them, and return the files.
 
     Parameters
     ----------
@@ -427,4 +489,7 @@ def plots(model: PointProcess, X: Sequences, folder: Path) -> list[Path]:
     if not len(rows):
         return []
     middle = rows[np.abs(X.lengths[rows] - np.median(X.lengths[rows])).argmin()]
-    return [plot_intensity(model, X, int(middle), folder / "intensity.png")]
+    pictures = [plot_intensity(model, X, int(middle), folder / "intensity.png")]
+    if X.n_scored:
+        pictures.append(model.goodness_of_fit(X, by_type=False).plot(folder / "goodness_of_fit.png"))
+    return pictures

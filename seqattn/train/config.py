@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from seqattn.data.catalog import resource
 from seqattn.errors import ParameterError, suggest
 
 __all__ = [
@@ -100,7 +101,8 @@ class Run:
         Parameters
         ----------
         config
-            A file as in :meth:`load`, whose values are replaced by the others.
+            A file as in :meth:`load`, or the name of a preset in ``tuning/``, such as "paper" for
+            ``hawkes-paper.toml``; its values are replaced by the others.
         task
             Name of the task.
         settings, read
@@ -113,7 +115,7 @@ class Run:
         ParameterError
             The file belongs to another task, or something cannot be read.
         """
-        run = cls.load(config) if config else cls()
+        run = cls.load(_preset(config, task)) if config else cls()
         if run.task not in ("", task):
             raise ParameterError(f"{str(config)!r} belongs to the task {run.task!r}, not to {task!r}.")
         run = replace(run, **{name: value for name, value in given.items() if value is not None})
@@ -287,6 +289,13 @@ def parse_value(text: str, what: str = "The value") -> Any:
             ) from None
         return text
     return values["value"] if len(values) == 1 else text
+
+
+def _preset(config: str | Path, task: str) -> Path:
+    """Return the file that a name stands for, or the path as it is."""
+    place, name = Path(config), f"{task}-{config}.toml"
+    folder = resource("tuning")
+    return folder / name if not place.exists() and (folder / name).is_file() else place
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

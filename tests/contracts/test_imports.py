@@ -30,7 +30,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "random": set(),  # Python's generator is shared by the whole process
     "optuna": {"tune.py"},
-    "click": {"cli.py"},
+    "click": {"cli/__init__.py", "cli/console.py"},
     "pandas": {"data/table.py"},
     "torch.distributed": {"train/distributed.py"},
     "sktime": {"classify/sktime.py"},
@@ -39,7 +39,7 @@ HOMES = {
 }
 BRIDGES = ("seqattn.classify.sktime", "seqattn.classify.aeon", "seqattn.recommend.recbole")
 ON_REQUEST = ("matplotlib", "pandas", "optuna.visualization")
-WITHOUT_TORCH = {"__init__.py", "errors.py", "cli.py"}
+WITHOUT_TORCH = {"__init__.py", "errors.py", "cli/__init__.py", "cli/console.py"}
 
 
 class Import(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqattn.data.sequences import MAX_EVENTS, Sequences
+from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 
 
@@ -304,13 +304,6 @@ def test_the_digest_sees_every_part_of_the_content():
     ]
     digests = {data.digest(), *(other.digest() for other in changed)}
     assert len(digests) == 1 + len(changed)
-
-
-def test_the_longest_sequences_are_refused_with_advice():
-    times = np.arange(MAX_EVENTS + 1.0)
-    with pytest.raises(DataError, match=r"Sequence 'x' has 20,001 events; the limit is 20,000\..*chunk=1000"):
-        Sequences.from_lists([(times, np.zeros(len(times), int))], ids=["x"])
-    assert len(Sequences.from_lists([(times[1:], np.zeros(MAX_EVENTS, int))])) == 1
 
 
 def intervals(data: Sequences) -> list[tuple]:

@@ -61,6 +61,11 @@ def test_oracle_floor_with_240_sequences():
     model = SAHP(epochs=30, batch_size=1024, random_state=0, baselines=False, device="cpu")
     gain, error = differences(model.fit(train, validation=dev), hawkes_process(HAWKES), test)
     assert -0.03 < gain < 3 * error
+    # The effects on the intensity have a ground truth, too: excitation times the share that falls within the horizon.
+    _, excitation, decay = HAWKES
+    found, true = model.effect_matrix(test, 2.0).values, excitation * (1 - np.exp(-2 * decay))
+    assert abs(found[1, 0]) < 0.05
+    assert (np.argsort(found, axis=None) == np.argsort(true, axis=None)).all()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
 import math
 
@@ -101,7 +102,7 @@ def test_build_passes_settings_seed_device_and_reading_on():
     ("settings", "model", "text"),
     [
         ({"n_layer": 2}, "sahp", r"'n_layer' is not a setting of 'sahp'\. .* Did you mean 'n_layers'"),
-        ({"d_model": 8}, "poisson", "'d_model' is not a setting of 'poisson'"),
+        ({"d_model": 8}, "poisson", r"The model 'poisson' has no settings\. Leave 'd_model' out\."),
         ({"d_model": "wide"}, "sahp", r"d_model='wide' is of the wrong kind\. Allowed: int\."),
         ({"d_model": True}, "sahp", "d_model=True is of the wrong kind"),
         ({"share_layers": 1}, "sahp", r"share_layers=1 is of the wrong kind\. Allowed: bool\."),
@@ -188,6 +189,62 @@ def test_evaluate_takes_the_options_it_names(parts, fitted):
         task.evaluate(fitted, parts["test"], conventions="full")
 
 
+def test_evaluate_adds_a_horizon_only_if_asked(parts, fitted):
+    plain = task.evaluate(fitted, parts["test"])
+    figures = task.evaluate(fitted, parts["test"], horizon=3.0, seed=4, convention="to_last")
+    assert "horizon" not in plain
+    assert figures.pop("horizon") == fitted.evaluate_horizon(parts["test"], 3.0, random_state=4)
+    assert figures == task.evaluate(fitted, parts["test"], convention="to_last")
+
+
+@pytest.mark.parametrize("convention", ["full", "from_first"])
+def test_evaluate_tells_independence_and_balance_as_the_goodness_of_fit_does(parts, fitted, convention):
+    figures = task.evaluate(fitted, parts["test"], convention=convention)
+    fit = fitted.goodness_of_fit(parts["test"], convention=convention, by_type=False)
+    if convention == "from_first":  # no censored piece is counted, in either form
+        assert figures["count_balance"] == pytest.approx(
+            (fit.expected - fit.n_events) / math.sqrt(fit.n_events)
+        )
+    for name in ("ks_pvalue", "ljung_box_pvalue", "count_balance"):
+        assert figures[name] == getattr(fit, name)
+
+
+def test_the_table_and_the_caption_show_the_horizon(parts, fitted):
+    figures = task.evaluate(fitted, parts["test"], horizon=3.0)
+    headers, rows = task.summary_rows(figures, "mine")
+    assert headers[-2:] == ["OTD", "T-mAP"]
+    assert [row[0] for row in rows] == ["mine", "no_events"]
+    assert rows[0][-2:] == [figures["horizon"]["otd"], figures["horizon"]["t_map"]]
+    assert rows[1][-2:] == [figures["horizon"]["baselines"]["no_events"]["otd"], 0.0]
+    assert "within a horizon of 3, 5 histories" in task.caption(figures)
+
+
+def test_simulate_passes_its_options_on(parts, fitted):
+    nothing = task.simulate(fitted, n_paths=3, until=4.0, start=1.0, method="inverse", seed=5)
+    same = fitted.sample(3, 4.0, start=1.0, method="inverse", random_state=5)
+    assert nothing.digest() == same.digest()
+    after = task.simulate(fitted, parts["test"], horizon=2.0, max_events=2, seed=5)
+    assert (
+        after.digest()
+        == fitted.sample(1, horizon=2.0, max_events=2, history=parts["test"], random_state=5).digest()
+    )
+    with pytest.raises(ParameterError, match="'until_' is not an option of simulate"):
+        task.simulate(fitted, until_=4.0)
+    with pytest.raises(ParameterError, match="A start is for paths from nothing"):
+        task.simulate(fitted, parts["test"], horizon=2.0, start=1.0)
+
+
+def test_a_model_of_dates_draws_paths_in_dates():
+    moments = pl.Series([f"2024-03-01T0{hour}:00" for hour in (0, 2, 5, 9)]).str.to_datetime()
+    model = seqattn.PoissonProcess().fit({"seq_id": [0] * 4, "t": moments, "k": ["a", "b", "a", "a"]})
+    with pytest.raises(ParameterError, match="paths from nothing need a start"):
+        task.simulate(model, until=dt.date(2024, 4, 2))
+    paths = task.simulate(model, start=dt.date(2024, 4, 1), until=dt.date(2024, 4, 2), seed=0)
+    days = paths.to_frame()["t"].dt.date().unique().to_list()
+    assert days == [dt.date(2024, 4, 1)]
+    assert paths.end[0] - paths.start[0] == 24 * 3600
+
+
 def test_the_table_has_the_model_first_and_a_title_for_each_value(parts):
     model = task.fit(task.build(TINY, seed=0), parts["train"], parts["dev"])
     figures = task.evaluate(model, parts["test"])
@@ -207,9 +264,15 @@ def test_the_caption_names_convention_window_and_number_of_events(parts, fitted)
     assert f"{figures['n_events']} events" in text
 
 
-def test_plots_show_a_sequence_of_middle_length(parts, fitted, tmp_path):
-    (path,) = task.plots(fitted, parts["test"], tmp_path)
-    assert path.read_bytes().startswith(b"\x89PNG")
+def test_plots_show_a_sequence_and_the_goodness_of_fit(parts, fitted, tmp_path):
+    paths = task.plots(fitted, parts["test"], tmp_path)
+    assert [path.name for path in paths] == ["intensity.png", "goodness_of_fit.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_no_fit_is_drawn_where_no_event_is_scored(fitted, tmp_path):
+    one = seqattn.Sequences.from_lists([([1.0], ["a"])], labels=("a", "b"), window=(None, 5.0))
+    assert [path.name for path in task.plots(fitted, one, tmp_path)] == ["intensity.png"]
 
 
 def test_there_is_nothing_to_plot_where_no_window_has_a_length(fitted, tmp_path):

@@ -153,3 +153,15 @@ def test_options_go_before_the_file_and_paths_are_written_in_full(tmp_path, monk
 )
 def test_data_have_a_short_name(data, name):
     assert short_name(data) == name
+
+
+def test_a_preset_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run.of_options("paper", "hawkes", ["d_model=16"], [])
+    assert run.settings["mu_eta_activation"] == "gelu"
+    assert run.settings["n_decays"] == 1
+    assert run.settings["d_model"] == 16
+    (tmp_path / "paper").write_text("seed = 4")  # a file of the user's goes before
+    assert Run.of_options("paper", "hawkes", [], []).seed == 4
+    with pytest.raises(ParameterError, match=r"'papper' cannot be read"):
+        Run.of_options("papper", "hawkes", [], [])

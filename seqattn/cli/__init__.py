@@ -7,19 +7,30 @@ module, see :func:`seqattn.task`. Everything but click is imported by the comman
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import seqattn
-from seqattn.errors import DataError, MissingDependencyError, ParameterError, SeqattnError, SeqattnWarning
+from seqattn.cli.console import (
+    Commands,
+    example,
+    flag,
+    note,
+    options,
+    picture,
+    show,
+    stopped,
+    table_writer,
+)
+from seqattn.errors import ParameterError, SeqattnWarning
 
 if TYPE_CHECKING:
     from seqattn.train.config import Run
@@ -36,131 +47,8 @@ Examples:
   seqattn tune hawkes --trials 50 --workers 2
 """
 
-_WRITERS = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
 
-
-def _example(line: str) -> str:
-    return f"Example:\n\n\b\n  seqattn {line}"
-
-
-class _Commands(click.Group):
-    """Turns what goes wrong in a command into one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            warnings.simplefilter("always", SeqattnWarning)
-            warnings.showwarning = _show_warning
-            try:
-                return super().invoke(ctx)
-            except (click.ClickException, click.exceptions.Exit, click.Abort):
-                raise
-            except BrokenPipeError:
-                # Whoever read the output has enough of it; Python must not complain once more when it closes.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                ctx.exit(0)
-            except KeyboardInterrupt:
-                click.echo(f"\nStopped. {ctx.meta.get('stopped', '')}".rstrip(), err=True)
-                ctx.exit(130)
-            except Exception as error:  # noqa: BLE001 - a person gets a sentence, and with -v the traceback
-                if ctx.meta.get("verbose"):
-                    traceback.print_exc(file=sys.stderr)
-                click.echo(f"Error: {_sentence(error)}", err=True)
-                ctx.exit(getattr(error, "exit_code", 1))
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, SeqattnError):
-        is_column = isinstance(error, DataError) and str(error).startswith("Column ")
-        return f"{error}{' Name yours with --read, for example --read time=when.' if is_column else ''}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename!r}." if error.filename else f"{error.strerror}."
-    if isinstance(error, MemoryError):
-        return "The memory is not enough. Try a smaller batch_size, or cut long sequences."
-    return f"{type(error).__name__}: {error}\nThis was not foreseen; -v shows where it happened."
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    if issubclass(category, SeqattnWarning) or _flag("verbose"):
-        click.echo(f"Warning: {message}", err=True)
-
-
-def _flag(name: str) -> bool:
-    ctx = click.get_current_context(silent=True)
-    return ctx is not None and bool(ctx.meta.get(name))
-
-
-def _note(text: str) -> None:
-    if not _flag("quiet"):
-        click.echo(text, err=True)
-
-
-def _show(values: Mapping[str, Any], text: str) -> None:
-    """Print a result: as text, or as one JSON object if that was asked for."""
-    from seqattn.report import to_json
-
-    click.echo(to_json(values) if _flag("json") else text)
-
-
-def _stopped(text: str) -> None:
-    """Set what is said when the command is interrupted."""
-    click.get_current_context().meta["stopped"] = text
-
-
-def _picture(draw: Callable[[], Any]) -> None:
-    """Draw if matplotlib is installed, and say so if it is not."""
-    try:
-        draw()
-    except MissingDependencyError as error:
-        _note(str(error))
-
-
-def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    ctx.meta[str(parameter.name)] = value
-
-
-def _switch(*names: str, text: str) -> Callable[..., Any]:
-    return click.option(*names, is_flag=True, expose_value=False, callback=_remember, help=text)
-
-
-def _many(*names: str, text: str) -> Callable[..., Any]:
-    return click.option(*names, multiple=True, metavar="KEY=VALUE", help=text)
-
-
-_GROUPS: dict[str, list[Callable[..., Any]]] = {
-    "every": [
-        _switch("--json", text="Print one JSON object instead of text."),
-        _switch("--quiet", text="No progress and no notes."),
-        _switch("-v", "--verbose", text="Tracebacks and all warnings."),
-    ],
-    "data": [
-        click.option("--data", metavar="D", help="Known name, file, or folder with train, dev, test files."),
-        _many("--read", text="How files are read, such as time=when, window=max or sort=true."),
-    ],
-    "split": [
-        click.option("--split", default="test", show_default=True, help="Part of a known data set or folder.")
-    ],
-    "training": [
-        _many("--set", "settings", text="Setting of the model, such as epochs=10."),
-        click.option("--seed", type=click.IntRange(0), help="Seed of every random draw.  [default: 0]"),
-        click.option("--device", help="auto, cpu, cuda or cuda:1.  [default: auto]"),
-    ],
-}
-
-
-def _options(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add groups of options to a command, and those that all commands have."""
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        for name in ("every", *reversed(groups)):
-            for option in reversed(_GROUPS[name]):
-                command = option(command)
-        return command
-
-    return add
-
-
-@click.group(cls=_Commands, epilog=_ABOUT, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, epilog=_ABOUT, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(seqattn.__version__, prog_name="seqattn")
 def cli() -> None:
     """Fit, check and tune attention models for sequences and events."""
@@ -181,13 +69,13 @@ def _run(config: str | None, task: str, settings: Sequence[str], read: Sequence[
     module = seqattn.task(task)
     run = Run.of_options(config, task, settings, read, **given)
     if not run.data:
-        _note(f"No --data: using {module.DEFAULT_DATA!r}, which comes with the package.")
+        note(f"No --data: using {module.DEFAULT_DATA!r}, which comes with the package.")
     return replace(run, data=run.data or module.DEFAULT_DATA, model=run.model or next(iter(module.MODELS)))
 
 
-@cli.command(epilog=_example("fit hawkes --data events.csv --read seq=user --read time=when --set epochs=20"))
+@cli.command(epilog=example("fit hawkes --data events.csv --read seq=user --read time=when --set epochs=20"))
 @click.argument("task")
-@_options("data", "training")
+@options("data", "training", "machine")
 @click.option("--model", metavar="M", help="Which model of the task; its main one by default.")
 @click.option("--output", metavar="DIR", help="Folder of the run.  [default: runs/TASK-DATA]")
 @click.option("--config", metavar="F.toml", help="Options from a file, such as config.toml of a run.")
@@ -217,103 +105,218 @@ def fit(
     parts = module.splits(run.data, share=share, seed=run.seed, **run.read)
     digests = {role: X.digest() for role, X in parts.items()}
     if any(run.digests.get(role, digest) != digest for role, digest in digests.items()):
-        _note(f"The data differ from those that {config!r} was written for.")
+        note(f"The data differ from those that {config!r} was written for.")
     run = replace(run, settings=module.settings(model), digests=digests)
     folder = RunFolder(output or Path("runs", f"{task}-{short_name(run.data)}"))
     folder.begin(run, versions(), overwrite)
-    _note("; ".join(f"{role}: {module.describe(X)}" for role, X in parts.items()))
+    note("; ".join(f"{role}: {module.describe(X)}" for role, X in parts.items()))
     figures = folder.figures()
     if figures is not None:
-        _note(f"The run in {str(folder.path)!r} is complete; these are its figures.")
+        note(f"The run in {str(folder.path)!r} is complete; these are its figures.")
     else:
-        _stopped(f"What was finished is in {str(folder.path)!r}; the same command goes on.")
-        _note("Going on from the last finished epoch." if folder.has_begun else f"Run: {folder.path}")
-        told = [] if _flag("quiet") else [Progress(), Afterwards(lambda: _note(f"{module.AFTERWARDS} ..."))]
+        stopped(f"What was finished is in {str(folder.path)!r}; the same command goes on.")
+        note("Going on from the last finished epoch." if folder.has_begun else f"Run: {folder.path}")
+        told = [] if flag("quiet") else [Progress(), Afterwards(lambda: note(f"{module.AFTERWARDS} ..."))]
         folder.fit(module, model, parts["train"], parts.get("dev"), told)
         figures = fit_figures(module, model, parts.get("dev"), run)
         if figures["epochs"]:
-            picture, title = folder.path / "training.png", f"{run.model} on {short_name(run.data)}"
-            _picture(lambda: plot_training(model.history_, picture, module.LOSS_UNIT, title))
+            path, title = folder.path / "training.png", f"{run.model} on {short_name(run.data)}"
+            picture(lambda: plot_training(model.history_, path, module.LOSS_UNIT, title))
         folder.finish(figures)
-    _show({**figures, "output": str(folder.path)}, fit_text(module, figures, folder.model))
+    show({**figures, "output": str(folder.path)}, fit_text(module, figures, folder.model))
 
 
-def _opened(path: str, data: str | None, split: str, read: Sequence[str]) -> tuple[ModuleType, Any, str, Any]:
-    """Return task, model, a name for the data, and the data; what is left open is as in the model's own run."""
+def _opened(path: str, device: str | None) -> tuple[ModuleType, Any]:
+    """Return the task of a saved model, and the model."""
+    model = seqattn.load(path, device)
+    kind = type(model).__name__
+    return next(task for task in map(seqattn.task, seqattn.TASKS) if kind in task.MODELS.values()), model
+
+
+def _data_for(
+    module: ModuleType, model: Any, path: str, data: str | None, split: str, read: Sequence[str]
+) -> tuple[str, Any]:
+    """Return a name for the data, and the data; what is left open is as in the model's own run."""
     from seqattn.train.config import Run, parse_pairs
 
-    model = seqattn.load(path)
-    kind = type(model).__name__
-    module = next(task for task in map(seqattn.task, seqattn.TASKS) if kind in task.MODELS.values())
     config = (Path(path) if Path(path).is_dir() else Path(path).parent) / "config.toml"
     run = Run.load(config) if config.exists() else Run()
     chosen = data or run.data or module.DEFAULT_DATA
     if data is None:
-        _note(f"No --data: using {chosen!r}{', on which the model was trained' if run.data else ''}.")
+        note(f"No --data: using {chosen!r}{', on which the model was trained' if run.data else ''}.")
     X = module.load_new(model, chosen, split, **{**run.read, **parse_pairs(read, "--read")})
     name = f"all of {chosen}" if Path(chosen).is_file() else f"{chosen}, {split}"
-    _note(f"{kind} on {name}: {module.describe(X)}")
-    return module, model, name, X
+    note(f"{type(model).__name__} on {name}: {module.describe(X)}")
+    return name, X
 
 
-@cli.command(epilog=_example("predict runs/taxi --data taxi --output forecasts.parquet"))
+@cli.command(epilog=example("predict runs/taxi --data taxi --output forecasts.parquet"))
 @click.argument("model")
-@_options("data", "split")
+@options("data", "split", "machine")
 @click.option(
     "--output", metavar="F", help="File that ends in .csv, .parquet or .jsonl.  [default: CSV on screen]"
 )
-def predict(model: str, data: str | None, read: Sequence[str], split: str, output: str | None) -> None:
+def predict(model: str, seed: int | None, device: str | None, output: str | None, **which: Any) -> None:
     """Write the predictions of a saved MODEL, a file or the folder of a run."""
-    from seqattn.train.folder import make_folder
-
-    ending = Path(output or "x.csv").suffix.lower()
-    if ending not in _WRITERS:
-        raise ParameterError(f"--output {output!r} ends in {ending!r}. Use one of {', '.join(_WRITERS)}.")
-    if output is not None:
-        make_folder(Path(output).parent)
-    module, estimator, _, X = _opened(model, data, split, read)
+    write = table_writer(output)
+    module, estimator = _opened(model, device)
+    _, X = _data_for(module, estimator, model, **which)
     frame = module.predict(estimator, X)
     if output is not None:
-        getattr(frame, _WRITERS[ending])(output)
-        _show({"n_rows": len(frame), "output": output}, f"{len(frame):,} rows: {output}")
-    elif _flag("json"):
-        _show({"n_rows": len(frame), "predictions": frame.to_dicts()}, "")
+        write(frame)
+        show({"n_rows": len(frame), "output": output}, f"{len(frame):,} rows: {output}")
+    elif flag("json"):
+        show({"n_rows": len(frame), "predictions": frame.to_dicts()}, "")
     else:
-        click.echo(frame.write_csv(), nl=False)
+        write(frame)
 
 
-@cli.command(epilog=_example("evaluate runs/taxi --data taxi --convention from_first --json"))
+@cli.command(epilog=example("simulate runs/taxi --data taxi --paths 10 --horizon 5 --output paths.parquet"))
 @click.argument("model")
-@_options("data", "split")
-@click.option("--convention", metavar="C", help="What counts, where the task knows several conventions.")
-@click.option("--output", metavar="DIR", help="Folder for evaluation.json, evaluation.csv and pictures.")
-def evaluate(
+@options("data", "split", "machine")
+@click.option(
+    "--paths",
+    "n_paths",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Paths; with --data, of each sequence.",
+)
+@click.option("--until", metavar="T", help="End of all paths, a number or a date.")
+@click.option("--horizon", type=float, metavar="H", help="Length of each path, in the time unit of the data.")
+@click.option(
+    "--events",
+    "max_events",
+    type=click.IntRange(1),
+    metavar="M",
+    help="Most new events of a path.  [default: 100000]",
+)
+@click.option(
+    "--start", metavar="T0", help="Beginning of paths without --data, a number or a date.  [default: 0]"
+)
+@click.option(
+    "--method",
+    type=click.Choice(["thinning", "inverse"]),
+    default="thinning",
+    show_default=True,
+    help="Both are exact.",
+)
+@click.option(
+    "--output", metavar="F", help="File that ends in .csv, .parquet or .jsonl.  [default: CSV on screen]"
+)
+def simulate(
     model: str,
     data: str | None,
     read: Sequence[str],
     split: str,
-    convention: str | None,
+    seed: int | None,
+    device: str | None,
+    until: str | None,
+    start: str | None,
     output: str | None,
+    **given: Any,
+) -> None:
+    """Draw paths from a saved MODEL, a file or the folder of a run.
+
+    Without --data paths begin from nothing, at T0. With --data every sequence goes on from the end of its window.
+    """
+    write = table_writer(output)
+    asked = {
+        **given,
+        "until": _moment(until, "--until"),
+        "start": _moment(start, "--start"),
+        "seed": seed or 0,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    _check_ends(asked, data)
+    module, estimator = _opened(model, device)
+    if not hasattr(module, "simulate"):
+        raise ParameterError(f"{type(estimator).__name__} draws no paths. Give a point process.")
+    X = None if data is None else _data_for(module, estimator, model, data, split, read)[1]
+    began = perf_counter()
+    paths = module.simulate(estimator, X, **asked)
+    seconds, frame = perf_counter() - began, paths.to_frame()
+    facts: dict[str, Any] = {
+        "n_paths": len(paths),
+        "n_events": len(frame),
+        "n_truncated": int(paths.truncated.sum()),
+    }
+    summary = f"{len(paths):,} paths, {len(frame):,} events"
+    note(f"{summary}, {seconds:.1f} s")
+    if facts["n_truncated"]:
+        text = f"Paths cut short at their most events: {facts['n_truncated']:,}. --events allows more."
+        warnings.warn(text, SeqattnWarning, stacklevel=1)
+    facts |= {"seconds": round(seconds, 3), "output": output, "model": model, "data": data, **asked}
+    if output is not None:
+        write(frame)
+        show(facts, f"{summary}: {output}")
+    elif flag("json"):
+        show({**facts, "events": frame.to_dicts()}, "")
+    else:
+        write(frame)
+
+
+def _moment(text: str | None, option: str) -> Any:
+    """Return a moment that was given as text: a number or a date."""
+    from seqattn.train.config import parse_value
+
+    value = None if text is None else parse_value(text, option)
+    if isinstance(value, bool) or not (value is None or isinstance(value, int | float | date)):
+        raise ParameterError(
+            f"{option} {text!r} is no time. Examples: 12.5, 2024-03-01, 2024-03-01T08:00:00."
+        )
+    return value
+
+
+def _check_ends(given: Mapping[str, Any], data: str | None) -> None:
+    """Refuse what contradicts itself before anything is opened."""
+    if not given.keys() & {"until", "horizon", "max_events"}:
+        raise ParameterError("Paths need an end: give --until, --horizon or --events.")
+    if {"until", "horizon"} <= given.keys():
+        raise ParameterError("--until and --horizon both say where paths end. Give one.")
+    if "start" in given and data is not None:
+        raise ParameterError("--start is for paths from nothing. Leave it out, or leave --data out.")
+
+
+@cli.command(epilog=example("evaluate runs/taxi --data taxi --convention from_first --json"))
+@click.argument("model")
+@options("data", "split", "machine")
+@click.option("--convention", metavar="C", help="What counts, where the task knows several conventions.")
+@click.option(
+    "--horizon", type=float, metavar="H", help="Score forecasts of all events within H time units too."
+)
+@click.option("--output", metavar="DIR", help="Folder for evaluation.json, evaluation.csv and pictures.")
+def evaluate(
+    model: str,
+    seed: int | None,
+    device: str | None,
+    convention: str | None,
+    horizon: float | None,
+    output: str | None,
+    **which: Any,
 ) -> None:
     """Print every metric of a saved MODEL beside simple baselines."""
     from seqattn.report import evaluation_text, to_json, write_table
     from seqattn.train.folder import make_folder
 
     folder = None if output is None else make_folder(output)
-    module, estimator, name, X = _opened(model, data, split, read)
-    options = {} if convention is None else {"convention": convention}
-    figures = module.evaluate(estimator, X, **options)
+    module, estimator = _opened(model, device)
+    name, X = _data_for(module, estimator, model, **which)
+    asked: dict[str, Any] = {} if convention is None else {"convention": convention}
+    if horizon is not None:
+        asked |= {"horizon": horizon, "seed": seed or 0}
+    figures = module.evaluate(estimator, X, **asked)
     kind = type(estimator).__name__
     if folder is not None:
         (folder / "evaluation.json").write_text(to_json(figures) + "\n", encoding="utf-8")
         write_table(folder / "evaluation.csv", *module.summary_rows(figures, kind))
-        _picture(lambda: module.plots(estimator, X, folder))
-    _show(figures, evaluation_text(module, figures, kind, name))
+        picture(lambda: module.plots(estimator, X, folder))
+    show(figures, evaluation_text(module, figures, kind, name))
 
 
-@cli.command(epilog=_example("tune hawkes --trials 50 --workers 2 --output runs/tuned"))
+@cli.command(epilog=example("tune hawkes --trials 50 --workers 2 --output runs/tuned"))
 @click.argument("task")
-@_options("data", "training")
+@options("data", "training", "machine")
 @click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Total of the study.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds until the last trial starts.")
@@ -344,7 +347,7 @@ def tune(
     of_study = {key: given.pop(key) for key in ("trials", "storage", "study")}
     run, module = _run(None, task, settings, read, **given), seqattn.task(task)
     folder = Path(output) if output else Path("runs", f"tune-{task}-{short_name(run.data)}")
-    _stopped(f"Finished trials are kept with the study of {str(folder)!r}; the same command goes on.")
+    stopped(f"Finished trials are kept with the study of {str(folder)!r}; the same command goes on.")
     plan = Plan(
         task=task,
         output=folder,
@@ -355,7 +358,7 @@ def tune(
         device=run.device,
         settings=run.settings,
         space=Space.load(config) if config else Space(),
-        quiet=_flag("quiet"),
+        quiet=flag("quiet"),
         **{key: value for key, value in of_study.items() if value is not None},
     )
     outcome = search(plan, workers)
@@ -371,7 +374,7 @@ def tune(
         "best_trial",
     )
     values = {key: getattr(outcome, key) for key in (*keys, "dev", "test", "output")}
-    _show(values, study_text(module, outcome))
+    show(values, study_text(module, outcome))
 
 
 def _write_study(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
@@ -382,25 +385,25 @@ def _write_study(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
     write_table(
         folder / "trials.csv", names, [[trial.get(name) for name in names] for trial in outcome.trials]
     )
-    _picture(lambda: plot_trials(outcome.trials, folder / "history.png", module.OBJECTIVE))
+    picture(lambda: plot_trials(outcome.trials, folder / "history.png", module.OBJECTIVE))
     if outcome.importance:
-        _picture(lambda: plot_importance(outcome.importance, folder / "importance.png"))
+        picture(lambda: plot_importance(outcome.importance, folder / "importance.png"))
     else:
-        _note("No importance.png: it needs at least two complete trials with different values.")
+        note("No importance.png: it needs at least two complete trials with different values.")
     best, pictures = seqattn.load(folder / "best"), folder / "best"
     if hasattr(best, "history_"):
         title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
-        _picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
-    _picture(lambda: module.plots(best, module.load_split(plan.data, "dev", **plan.read), pictures))
+        picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
+    picture(lambda: module.plots(best, module.load_split(plan.data, "dev", **plan.read), pictures))
 
 
-@cli.group(epilog=_example("datasets list"))
+@cli.group(epilog=example("datasets list"))
 def datasets() -> None:
     """List, show and download known data sets."""
 
 
-@datasets.command("list", epilog=_example("datasets list --json"))
-@_options()
+@datasets.command("list", epilog=example("datasets list --json"))
+@options()
 def list_datasets() -> None:
     """Print what is known and where it is."""
     from seqattn.data.catalog import entries
@@ -417,23 +420,23 @@ def list_datasets() -> None:
         ]
         for fact in facts
     ]
-    _show({"datasets": facts}, table(["name", "types", "train", "dev", "test", "where", "what"], rows))
+    show({"datasets": facts}, table(["name", "types", "train", "dev", "test", "where", "what"], rows))
 
 
-@datasets.command("show", epilog=_example("datasets show taxi"))
+@datasets.command("show", epilog=example("datasets show taxi"))
 @click.argument("name")
-@_options()
+@options()
 def show_dataset(name: str) -> None:
     """Print what is known of NAME: sizes, licence, source, place."""
     from seqattn.report import dataset_facts, facts_text
 
     facts = dataset_facts(name)
-    _show(facts, facts_text(facts))
+    show(facts, facts_text(facts))
 
 
-@datasets.command("get", epilog=_example("datasets get taobao"))
+@datasets.command("get", epilog=example("datasets get taobao"))
 @click.argument("name")
-@_options()
+@options()
 @click.option("--again", is_flag=True, help="Download even if it is there.")
 def get_dataset(name: str, again: bool) -> None:
     """Download NAME into the cache folder and check it."""
@@ -442,12 +445,12 @@ def get_dataset(name: str, again: bool) -> None:
 
     facts = dataset_facts(name)
     if facts["found"] and not again:
-        _note(f"{facts['name']} is there already ({facts['found']}).")
+        note(f"{facts['name']} is there already ({facts['found']}).")
     else:
-        _stopped("What was downloaded is kept; the same command goes on.")
+        stopped("What was downloaded is kept; the same command goes on.")
         fetch(facts["name"], family=facts["family"], progress=_download_progress(), again=again)
         facts = dataset_facts(name)
-    _show(facts, str(facts["path"]))
+    show(facts, str(facts["path"]))
 
 
 def _download_progress() -> Callable[[str, int, int | None], None]:
@@ -458,16 +461,16 @@ def _download_progress() -> Callable[[str, int, int | None], None]:
         step = 10 * done // (total or 100_000_000)
         if told.get(name) != step:
             told[name] = step
-            _note(f"{name}: {done:,}{f' of {total:,}' if total else ''} bytes")
+            note(f"{name}: {done:,}{f' of {total:,}' if total else ''} bytes")
 
     return tell
 
 
-@cli.command(epilog=_example("doctor --json"))
-@_options()
+@cli.command(epilog=example("doctor --json"))
+@options()
 def doctor() -> None:
     """Print versions, devices, threads and where data are looked for."""
     from seqattn.report import facts_text, machine
 
     facts = machine()
-    _show(facts, facts_text(facts))
+    show(facts, facts_text(facts))
