@@ -29,6 +29,9 @@ _ENOUGH = 13.9
 # Largest accepted error of the total probability before a token is computed again on shorter panels.
 _MASS_ERROR = 1e-5
 _MOST_REFINEMENTS = 4
+# Widths from a peak beyond which it is nothing, and widths that eight nodes integrate to 1e-4 of a peak.
+_REACH = 4.5
+_PIECE = 5.0
 # Enough for 1e-12 of a panel, where a bracket must be halved at first too.
 _NEWTON_STEPS = 20
 # Elements of (tokens, nodes, types) per step.
@@ -221,6 +224,7 @@ class _Walk:
         within: Tensor | None = None,
     ) -> None:
         self.intensity = self.current = intensity  # states of all tokens, and of those still going
+        self.peaks, self.peak_widths = intensity.peaks()
         self.rule = _rule(goals.device)
         self.goals, self.seen, self.factor = goals, seen, factor
         self.limit = intensity.limit().double()
@@ -253,7 +257,7 @@ class _Walk:
             return False
         start, passed = self.place[rows], self.passed[rows]
         width = torch.maximum(_GROWTH * start, self.first[rows])
-        width = torch.minimum(width, self.current.resolution(start.to(self._dtype)).double()) * self.factor
+        width = torch.minimum(width, self._until_peaks(start)) * self.factor
         width = torch.minimum(width, self.horizon[rows] - start)
         times = start[:, None] + width[:, None] * self.rule.nodes
         rates = self.current.rates(times.to(self._dtype))
@@ -267,6 +271,15 @@ class _Walk:
         self.place[rows], self.passed[rows] = start + width, reached
         self._drop(rows, (reached < self.enough[rows]) & (start + width < self.horizon[rows]))
         return len(self.going) > 0
+
+    def _until_peaks(self, start: Tensor) -> Tensor:
+        """Return how long a panel may be: up to the reach of a peak, and a few widths long within it."""
+        if not self.peak_widths.shape[0]:
+            return torch.full_like(start, torch.inf)
+        distance = self.peaks - start.to(self.peaks.dtype)[:, None]
+        reach = _REACH * self.peak_widths
+        piece = torch.maximum(distance - reach, _PIECE * self.peak_widths)
+        return piece.masked_fill_(distance < -reach, torch.inf).amin(1).to(start.dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -309,6 +322,7 @@ class _Walk:
         if len(kept) < len(rows):
             self.going = rows[kept]
             self.current = self.current.select(kept)
+            self.peaks = self.peaks[kept]
 
     def answer(self) -> tuple[NextEvent, Tensor]:
         """Return the answers with the exponential tails added, and by what the probability of each misses 1."""

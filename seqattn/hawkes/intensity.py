@@ -69,12 +69,13 @@ class Intensity(ABC):
     def pace(self) -> Float[Tensor, " tokens"]:
         """Return the largest rate at which an intensity of the token changes (0 if constant)."""
 
-    def resolution(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-        """Return how long a piece that starts ``elapsed`` after the token may be for few nodes to see its shape.
+    def peaks(self) -> tuple[Float[Tensor, "tokens peaks"], Float[Tensor, " peaks"]]:
+        """Return how long after each token peaks at a distance come, ``-inf`` for none, and their widths.
 
-        Decays are seen on pieces whose lengths grow geometrically and need no word here; peaks at a distance do.
+        Decays are seen on pieces whose lengths grow geometrically; peaks must be known to be seen.
         """
-        return torch.full_like(elapsed, torch.inf)
+        none = self.floor()
+        return none.new_zeros(self.n_tokens, 0), none.new_zeros(0)
 
     @abstractmethod
     def shift(self, by: Float[Tensor, " tokens"]) -> Self:
@@ -265,8 +266,9 @@ class SumIntensity(Intensity):
     def pace(self) -> Float[Tensor, " tokens"]:
         return torch.stack([part.pace() for part in self.parts]).amax(0)
 
-    def resolution(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-        return torch.stack([part.resolution(elapsed) for part in self.parts]).amin(0)
+    def peaks(self) -> tuple[Float[Tensor, "tokens peaks"], Float[Tensor, " peaks"]]:
+        places, widths = zip(*(part.peaks() for part in self.parts), strict=True)
+        return torch.cat(places, 1), torch.cat(widths)
 
     def shift(self, by: Float[Tensor, " tokens"]) -> Self:
         return replace(self, parts=tuple(part.shift(by) for part in self.parts))

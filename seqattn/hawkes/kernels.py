@@ -30,8 +30,6 @@ from seqattn.hawkes.quadrature import log_softplus
 
 # Beyond this many widths from its centre a kernel is nothing to a forecast: less than 1e-5 of it is left.
 _REACH = 4.5
-# Widths that eight nodes integrate to 1e-4 of a kernel.
-_PIECE = 5.0
 # A kernel that brings fewer events than this is not looked for by forecasts.
 _SMALL = 1e-5
 # Exponents of 2 below -121 would give numbers so small that processors compute them slowly.
@@ -141,12 +139,9 @@ class KernelIntensity(Intensity):
     def pace(self) -> Float[Tensor, " tokens"]:
         return self.argument.new_zeros(self.n_tokens)
 
-    def resolution(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-        """Pieces may reach up to a peak, and be a few of its widths long at it."""
-        distance = self.centre - self.since[:, None] - elapsed[:, None, None]
-        piece = torch.maximum(distance - _REACH * self.width, _PIECE * self.width)
-        over = distance < -_REACH * self.width
-        return torch.where(self._counts() & ~over, piece, torch.inf).flatten(1).amin(1)
+    def peaks(self) -> tuple[Float[Tensor, "tokens peaks"], Float[Tensor, " peaks"]]:
+        place = torch.where(self._counts(), self.centre - self.since[:, None], -torch.inf)
+        return place.flatten(1), self.width.flatten()
 
     def shift(self, by: Float[Tensor, " tokens"]) -> Self:
         return replace(self, since=self.since + by[:, None])
@@ -268,7 +263,9 @@ class _KernelIntegral(torch.autograd.Function):
             slope = torch.sigmoid(argument[rows]).mul_(column)
             torch.mul(slope, ndtr(last).sub_(ndtr(first)), out=by_argument[rows])
             height = softplus(argument[rows]).mul_(1 / math.sqrt(2 * math.pi))
-            density_first, density_last = (torch.exp((z * z).mul_(-0.5).clamp_(min=-80.0)).mul_(height) for z in (first, last))
+            density_first, density_last = (
+                torch.exp((z * z).mul_(-0.5).clamp_(min=-80.0)).mul_(height) for z in (first, last)
+            )
             if by_elapsed is not None:
                 by_elapsed[rows] = upstream[rows] * (density_last / width).flatten(1).sum(1)
             weights = upstream[rows]

@@ -44,7 +44,7 @@ def test_two_peaks_of_gaps_are_learned_with_gap_kernels_only():
         "device": "cpu",
         "dropout": 0.0,
     }
-    model = SAHP(**{**common, "gap_kernels": 8, "epochs": 12}).fit(train)
+    model = SAHP(**{**common, "gap_kernels": 8, "epochs": 20}).fit(train)
     scores = model._scores(test)
     counted = scores.counted("from_first") & scores.ends
     mine = (scores.log_total + scores.log_type - scores.compensator)[counted]

@@ -42,9 +42,10 @@ def rates(history, u: float = 0.3):
     return state.rates(torch.full((state.n_tokens, 1), u, dtype=torch.float64))[:, 0]
 
 
+@pytest.mark.slow
 def test_reading_at_once_equals_step_by_step(model):
     """Lengths on both sides of the encoder's pieces, and no event at all."""
-    data = random_histories(0, (0, 1, 150, 63, 64, 65, 0, 7))
+    data = random_histories(0, (0, 1, 130, 64, 65, 0, 7))
     at_once = read(model, data)
     for row in range(len(data)):
         single = step_by_step(model, data, row)

@@ -248,6 +248,7 @@ def test_memory_does_not_grow_beyond_the_context():
     assert size() == early
 
 
+@pytest.mark.slow
 def test_far_beyond_the_context_a_stream_still_equals_the_batch_pass():
     model = random_model(**LOCAL)
     rng = np.random.default_rng(1)
