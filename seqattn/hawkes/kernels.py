@@ -201,7 +201,6 @@ class KernelBank(nn.Module):
         super().__init__()
         self.shape = (n_kernels, n_types)
         self.amplitude = nn.Linear(d_model, n_kernels * n_types)
-        nn.init.constant_(self.amplitude.bias, -3.0)
         self.log_centre = nn.Parameter(torch.zeros(self.shape))
         self.log_width = nn.Parameter(torch.zeros(self.shape))
         self.register_buffer("narrowest", torch.zeros(()))
@@ -211,6 +210,7 @@ class KernelBank(nn.Module):
         self,
         centre: Float[Tensor, "kernels types"],
         width: Float[Tensor, "kernels types"],
+        events: Float[Tensor, " types"],
         narrowest: float,
     ) -> None:
         """Put the kernels where training starts.
@@ -219,12 +219,18 @@ class KernelBank(nn.Module):
         ----------
         centre, width
             In model units, positive.
+        events
+            Events of each type that the kernels bring together before anything is learnt, positive.
         narrowest
             What every width stays above: on a grid of times its spacing, or a peak could sit on a grid point.
         """
         self.log_centre.copy_(centre.log())
         self.log_width.copy_((width - narrowest).clamp(min=narrowest + 1e-6).log())
         self.narrowest.fill_(narrowest)
+        each = (events / self.shape[0]).expand(self.shape)
+        self.amplitude.bias.copy_(
+            (each + torch.log(-torch.expm1(-each))).flatten()
+        )  # inverse of the softplus
 
     def forward(
         self, state: Float[Tensor, "tokens dim"], since: Float[Tensor, "tokens types_or_1"]

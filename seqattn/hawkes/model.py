@@ -218,7 +218,7 @@ class SelfAttentiveHawkes(nn.Module):
         scale = self.log_scale.exp() if self.form == "mark" else None
         mu, eta = (self._argument(layer, state, scale) for layer in (self.mu, self.eta))
         amplitude = eta - mu if self.n_decays == 1 else eta
-        shape = (len(state), self.n_decays, -1)
+        shape = (len(state), self.n_decays, self.mu.out_features)
         rate = (softplus(self.gamma(state)) + _SLOWEST).view(shape)
         # Random draws would make scores random.
         rule = "graded" if self.integral == "monte_carlo" and not self.training else self.integral

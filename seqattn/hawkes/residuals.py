@@ -300,7 +300,7 @@ def assess(
             f"No event is scored under convention={convention!r}. Give longer sequences or windows."
         )
     table = None if clocks is None else clocks.table(sequences)
-    return _goodness(scores, form, convention, sequences.window, model, tally, table)
+    return goodness_of(scores, form, convention, sequences.window, model, tally, table)
 
 
 def _blocks(sequences: Sequences) -> Iterator[tuple[int, Sequences]]:
@@ -320,7 +320,7 @@ def _check_finite(part: IntervalScores, counted: NDArray[np.bool_], block: Seque
         )
 
 
-def _goodness(
+def goodness_of(
     scores: IntervalScores,
     form: str,
     convention: str,
@@ -329,6 +329,7 @@ def _goodness(
     tally: MarkTally | None,
     table: pl.DataFrame | None,
 ) -> GoodnessOfFit:
+    """Return the assessment of rescaled gaps; marks and types are given by those who have them."""
     counted = scores.counted(convention)
     in_chain = form == "chain"
     kept = counted if in_chain else counted & scores.ends

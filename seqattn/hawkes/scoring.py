@@ -14,7 +14,7 @@ from seqattn.errors import DataError, SeqattnWarning
 from seqattn.hawkes.likelihood import IntervalScores, LogLikelihood, score_intervals
 from seqattn.hawkes.metrics import EventForecasts, residual_metrics, time_metrics, type_metrics
 from seqattn.hawkes.reading import EventEstimator
-from seqattn.hawkes.residuals import GoodnessOfFit, _goodness, assess
+from seqattn.hawkes.residuals import GoodnessOfFit, assess, goodness_of
 from seqattn.hawkes.tables import forecast_events
 
 # Share of the compensator that the quadrature may be off before a warning is given.
@@ -165,7 +165,9 @@ class Scoring(EventEstimator):
                 SeqattnWarning,
                 stacklevel=2,
             )
-        residuals = _goodness(scores, "chain", convention, sequences.window, type(self).__name__, None, None)
+        residuals = goodness_of(
+            scores, "chain", convention, sequences.window, type(self).__name__, None, None
+        )
         result: dict[str, Any] = {
             "loglik_per_event": likelihood.per_event,
             "loglik_time": likelihood.time,

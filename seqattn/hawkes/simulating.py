@@ -96,7 +96,7 @@ class Simulating(EventEstimator):
         max_events: int | None = None,
         history: Any = None,
         now: Any = None,
-        start: Any = 0.0,
+        start: Any = None,
         method: str = "thinning",
         random_state: Any = None,
     ) -> Paths:
@@ -119,7 +119,8 @@ class Simulating(EventEstimator):
             Time up to which nothing more has happened: one for all histories or one each; by default the end of each
             window.
         start
-            Beginning of the window of paths from nothing, in the user's unit.
+            Beginning of the window of paths from nothing, a number (``None`` for 0) or datetime as in the training
+            data.
         method
             ``"thinning"``: Ogata's, with a bound that holds for all later times; exact. ``"inverse"``: solve
             :math:`\Lambda(u) = e` with e drawn from Exp(1); exact to about 1e-6, no proposal is lost.
@@ -151,24 +152,33 @@ class Simulating(EventEstimator):
         introduction to the theory of point processes, section 7.4 (time change).
         """
         most = _checked(n_paths, t_end, horizon, max_events, method)
+        if history is None and now is not None:
+            raise ParameterError(
+                f"now={now!r} belongs to a history. Give history, or start for paths from nothing."
+            )
+        if history is not None and start is not None:
+            raise ParameterError(f"start={start!r} is for paths from nothing. Leave it out, or the history.")
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         if history is None:
-            begun = self._beginnings(n_paths, start, generator)
-            at = np.asarray(begun.end, dtype=np.float64)
+            begun = known = self._beginnings(n_paths, 0.0 if start is None else start, generator)
+            at, origin = np.asarray(begun.end, dtype=np.float64), np.arange(n_paths)
         else:
             known = self._read_new(history)
             if not len(known):
                 raise DataError(
                     "There is no history to go on from. Leave history out for paths from nothing."
                 )
-            rows = np.repeat(np.arange(len(known)), n_paths)
-            begun, at = known.select(rows), present(known, now)[rows]
+            origin = np.repeat(np.arange(len(known)), n_paths)
+            begun, at = known.select(origin), present(known, now)[origin]
         until = _ends(begun.clock, at, t_end, horizon)
         draw = partial(_inverse if method == "inverse" else _thinned, generator=generator)
         parts = []
         for first in range(0, len(begun), _PATHS):
-            rows = np.arange(first, min(first + _PATHS, len(begun)))
-            histories, waited = self._histories(begun.select(rows)), at[rows] - last_times(begun.select(rows))
+            rows = slice(first, first + _PATHS)
+            # Each history is read once, however many paths go on from it.
+            read, of_path = np.unique(origin[rows], return_inverse=True)
+            histories = self._histories(known.select(read)).select(torch.from_numpy(of_path))
+            waited = (at - last_times(begun))[rows]
             parts.append(_walk(histories, waited / self.scale_, (until - at)[rows] / self.scale_, most, draw))
         return self._paths(begun, at, until, n_paths if history is not None else None, parts)
 
@@ -176,6 +186,8 @@ class Simulating(EventEstimator):
         """Return empty windows, or windows with a first event where all windows of the training data had one."""
         clock = self._clock_at(start)
         at = np.full(n_paths, moment(start, clock, "start"))
+        if not np.isfinite(at).all():
+            raise DataError(f"start={start!r} is no time. Give a finite one.")
         held = self.first_share_ is not None
         share = torch.from_numpy(np.asarray(self.first_share_ if held else [1.0]))
         kinds = torch.multinomial(share, n_paths, replacement=True, generator=generator).numpy()
@@ -278,7 +290,12 @@ def _ends(clock: Clock, at: NDArray[np.float64], t_end: Any, horizon: float | No
     """Return where the window of each path ends, infinite where nothing says so."""
     if horizon is not None:
         return at + horizon
-    until = np.full(len(at), np.inf if t_end is None else float_times(clock, t_end, "t_end")[0])
+    ends = np.array([np.inf]) if t_end is None else float_times(clock, t_end, "t_end")
+    if len(ends) != 1 or (t_end is not None and np.isposinf(ends[0])):
+        raise ParameterError(
+            f"t_end={t_end!r} is not one finite time. Give one for all paths, or max_events."
+        )
+    until = np.full(len(at), ends[0])
     if not (until >= at).all():
         row = int(np.flatnonzero(~(until >= at))[0])
         raise DataError(

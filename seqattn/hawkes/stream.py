@@ -73,6 +73,7 @@ class Stream:
 
     @property
     def last(self) -> Any:
+        """Time of the last event in the user's unit, or of the beginning; None before both."""
         return None if self._clock is None else self._clock.series([self._time])[0]
 
     def push(self, t: Any, k: Any) -> NDArray[np.float64]:

@@ -44,7 +44,8 @@ def random_model(
                 parameter.data.add_((0.5 if "embedding" in name else 0.2) * torch.randn_like(parameter))
         for bank in (model.module_.own, model.module_.gap):
             if bank is not None:
-                bank.place(0.5 + 2 * torch.rand(bank.shape), 0.1 + 0.2 * torch.rand(bank.shape), 0.05)
+                centre, width = 0.5 + 2 * torch.rand(bank.shape), 0.1 + 0.2 * torch.rand(bank.shape)
+                bank.place(centre, width, torch.full(bank.shape[1:], 0.4), 0.05)
     model.module_.to(dtype).eval()
     return model
 
