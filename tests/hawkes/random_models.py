@@ -45,7 +45,7 @@ def random_model(
         for bank in (model.module_.own, model.module_.gap):
             if bank is not None:
                 centre, width = 0.5 + 2 * torch.rand(bank.shape), 0.1 + 0.2 * torch.rand(bank.shape)
-                bank.place(centre, width, torch.full(bank.shape[1:], 0.4), 0.05)
+                bank.place(centre, width, 0.05)
     model.module_.to(dtype).eval()
     return model
 

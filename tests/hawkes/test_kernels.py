@@ -9,7 +9,7 @@ from scipy import integrate, stats
 
 from seqattn.hawkes.decays import HiddenIntensity, MarkIntensity
 from seqattn.hawkes.intensity import SumIntensity
-from seqattn.hawkes.kernels import KernelBank, KernelIntensity, kernel_starts
+from seqattn.hawkes.kernels import KernelIntensity, kernel_starts
 
 
 def draws(seed: int):
@@ -154,14 +154,3 @@ def test_kernels_start_at_the_quantiles_of_each_type():
     assert centre[:, 2].tolist() == pytest.approx(pooled)  # too few of its own
     near = kernel_starts(types, np.concatenate(gaps), 3, 4, "neighbours")[1]
     assert near[:, 0].tolist() == pytest.approx(0.7 * np.diff(np.quantile(gaps[0], np.arange(5) / 4)))
-
-
-def test_kernels_start_with_the_events_they_are_given():
-    bank = KernelBank(8, 4, 3)
-    events = torch.tensor([0.5, 1e-4, 1e-6])
-    bank.place(torch.ones(4, 3), torch.ones(4, 3), events, 0.1)
-    state = torch.zeros(1, 8)
-    whole = torch.full((1,), 1e6)
-    brought = bank(state, torch.full((1, 3), -1e6)).compensator_by_type(whole + 1e6)  # from far before each peak on
-    torch.testing.assert_close(brought[0], events, rtol=1e-3, atol=0)
-    assert (bank(state, torch.zeros(1, 3)).width >= 0.1).all()
