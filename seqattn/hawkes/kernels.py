@@ -226,10 +226,6 @@ class KernelBank(nn.Module):
         self.log_centre.copy_(centre.log())
         self.log_width.copy_((width - narrowest).clamp(min=narrowest + 1e-6).log())
         self.narrowest.fill_(narrowest)
-        each = (events / self.shape[0]).expand(self.shape)
-        self.amplitude.bias.copy_(
-            (each + torch.log(-torch.expm1(-each))).flatten()
-        )  # inverse of the softplus
 
     def forward(
         self, state: Float[Tensor, "tokens dim"], since: Float[Tensor, "tokens types_or_1"]
