@@ -267,7 +267,7 @@ def test_a_single_type_has_no_reliability_of_types():
 
 
 def test_gaps_that_are_no_numbers_are_refused():
-    model = renewal_process(2.0, 1e-4)
+    model = poisson_process([np.inf, 1.0])
     data = Sequences.from_lists([([1.0, 2.0], [0, 1])], window=(0.0, 3.0), labels=2)
     with pytest.raises(DataError, match="expects inf events in interval 0 .* of sequence"):
         model.goodness_of_fit(data)
