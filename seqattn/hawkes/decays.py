@@ -108,6 +108,10 @@ class MarkIntensity(Decaying):
     def n_types(self) -> int:
         return self.asymptote.shape[1]
 
+    @property
+    def has_exact_compensator(self) -> bool:
+        return self.integral == "graded"
+
     def rates(self, elapsed: Float[Tensor, "tokens nodes"]) -> Float[Tensor, "tokens nodes types"]:
         return self.scale * softplus(self._argument(elapsed))
 

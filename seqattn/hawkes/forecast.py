@@ -23,15 +23,22 @@ from seqattn.hawkes.intensity import Intensity
 # Nodes per panel: with panels growing by a factor of at most 2.5, survival is integrated to about 1e-7.
 _NODES = 8
 _GROWTH = 1.5
-_MOST_STEPS = 2000
-# Expected events after which nothing is left to forecast: survival is below 1e-6.
+# Expected events after which nothing is left to forecast: survival is below 1e-6, and for the smallest number 0.
 _ENOUGH = 13.9
-# Largest accepted error of the total probability before a token is computed again on shorter panels.
+_MOST_EXPECTED = 700.0
+# Least step as a share of the way so far.
+_SMALLEST_STEP = 1e-12
+# Largest accepted error of the total probability, and of the expected events relative to the compensator, before a
+# token is computed again on shorter panels.
 _MASS_ERROR = 1e-5
+_COUNT_ERROR = 1e-3
 _MOST_REFINEMENTS = 4
 # Widths from a peak beyond which it is nothing, and widths that eight nodes integrate to 1e-4 of a peak.
 _REACH = 4.5
 _PIECE = 5.0
+# Newton steps on the compensator itself, and the latest time that is asked of it.
+_CORRECTIONS = 2
+_FAR_OFF = 1e30
 # Enough for 1e-12 of a panel, where a bracket must be halved at first too.
 _NEWTON_STEPS = 20
 # Elements of (tokens, nodes, types) per step.
@@ -167,7 +174,7 @@ def _solve(
     walk = _Walk(intensity, goals, seen, 0.5**refinement)
     walk.run()
     answer, error = walk.answer()
-    bad = (error > _MASS_ERROR).nonzero()[:, 0]
+    bad = ((error > _MASS_ERROR) | (walk.count_error() > _COUNT_ERROR)).nonzero()[:, 0]
     if len(bad) and refinement < _MOST_REFINEMENTS:
         again = _solve(intensity.select(bad), levels, None if seen is None else seen[bad], refinement + 1)
         for name in ("mean", "median", "quantiles", "type_probability", "crps"):
@@ -206,7 +213,18 @@ def reach(
     walk = _Walk(intensity, goal.double()[:, None], None, 1.0, within.double())
     walk.run()
     time = walk.found()[:, 0]
+    if intensity.has_exact_compensator:
+        for _ in range(_CORRECTIONS):
+            time = _corrected(intensity, time, goal.double())
     return torch.where(time <= within, time, torch.inf)
+
+
+def _corrected(intensity: Intensity, time: Tensor, goal: Tensor) -> Tensor:
+    """Take a step of Newton's method on the exact compensator, where it moves the time a little."""
+    at = time.clamp(max=_FAR_OFF).to(intensity.floor().dtype)
+    miss = intensity.compensator(at).double() - goal
+    moved = time - miss / intensity.total(at).double().clamp(min=1e-300)
+    return torch.where((moved > time / 2) & (moved < 2 * time), moved, time)
 
 
 class _Walk:
@@ -236,9 +254,12 @@ class _Walk:
         self.going = torch.arange(len(zero), device=goals.device)
         # Times are only drawn where a time is given within which they count; no sums are then kept.
         self.draws = within is not None
-        self.enough = goals[:, 0] if self.draws else torch.full_like(zero, _ENOUGH)
-        now = intensity.total(torch.zeros_like(intensity.floor())).double()
-        ceiling = torch.maximum(now, self.limit.sum(1)).clamp(min=1e-30)
+        now, final = intensity.total(torch.zeros_like(intensity.floor())).double(), self.limit.sum(1)
+        ceiling = torch.maximum(now, final).clamp(min=1e-30)
+        # What is left beyond the end adds its share divided by the final intensity to the mean: little of it must
+        # be left where that intensity is small.
+        rest = (ceiling / final.clamp(min=1e-300)).log().clamp(max=_MOST_EXPECTED - _ENOUGH)
+        self.enough = goals[:, 0] if self.draws else _ENOUGH + rest
         self.horizon = torch.maximum(intensity.settled().double(), 1e-3 / ceiling)
         self.first = torch.minimum(0.5 / torch.maximum(intensity.pace().double(), ceiling), self.horizon)
         if within is not None:
@@ -246,9 +267,8 @@ class _Walk:
 
     def run(self) -> None:
         """Walk until nobody is left."""
-        for _ in range(_MOST_STEPS):
-            if not self.step():
-                return
+        while self.step():
+            pass
 
     def step(self) -> bool:
         """Go one panel further with every token still going; return whether any is left."""
@@ -258,6 +278,7 @@ class _Walk:
         start, passed = self.place[rows], self.passed[rows]
         width = torch.maximum(_GROWTH * start, self.first[rows])
         width = torch.minimum(width, self._until_peaks(start)) * self.factor
+        width = torch.maximum(width, _SMALLEST_STEP * start)  # a step that rounding swallows would never end
         width = torch.minimum(width, self.horizon[rows] - start)
         times = start[:, None] + width[:, None] * self.rule.nodes
         rates = self.current.rates(times.to(self._dtype))
@@ -323,6 +344,13 @@ class _Walk:
             self.going = rows[kept]
             self.current = self.current.select(kept)
             self.peaks = self.peaks[kept]
+
+    def count_error(self) -> Tensor:
+        """Return by what share the expected events so far miss the compensator, where that is known well."""
+        if not self.intensity.has_exact_compensator:
+            return torch.zeros_like(self.passed)
+        exact = self.intensity.compensator(self.place.to(self._dtype)).double()
+        return (self.passed - exact).abs() / exact.clamp(min=1.0)
 
     def answer(self) -> tuple[NextEvent, Tensor]:
         """Return the answers with the exponential tails added, and by what the probability of each misses 1."""

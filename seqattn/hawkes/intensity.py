@@ -69,6 +69,11 @@ class Intensity(ABC):
     def pace(self) -> Float[Tensor, " tokens"]:
         """Return the largest rate at which an intensity of the token changes (0 if constant)."""
 
+    @property
+    def has_exact_compensator(self) -> bool:
+        """Whether the compensator is good enough over any time to check other quadratures by it."""
+        return False
+
     def peaks(self) -> tuple[Float[Tensor, "tokens peaks"], Float[Tensor, " peaks"]]:
         """Return how long after each token peaks at a distance come, ``-inf`` for none, and their widths.
 
@@ -170,6 +175,10 @@ class LinearIntensity(Intensity):
     _token_fields: ClassVar[tuple[str, ...]] = ("base", "excitation", "rate")
 
     @property
+    def has_exact_compensator(self) -> bool:
+        return True
+
+    @property
     def n_types(self) -> int:
         return self.base.shape[1]
 
@@ -218,6 +227,10 @@ class SumIntensity(Intensity):
     """
 
     parts: tuple[Intensity, ...]
+
+    @property
+    def has_exact_compensator(self) -> bool:
+        return all(part.has_exact_compensator for part in self.parts)
 
     @property
     def n_types(self) -> int:

@@ -37,6 +37,8 @@ _FAR = 11.0
 _NOTHING = 2.0**-121
 # Types with fewer gaps than this start from the gaps of all types.
 _ENOUGH_GAPS = 21
+# More amplitudes than this start lower.
+_MANY_AMPLITUDES = 200
 # Smallest centre and width at the start, in model units.
 _SMALLEST = 1e-3
 # Elements per block of (tokens, kernels, types), so that the work arrays stay in the cache.
@@ -65,6 +67,10 @@ class KernelIntensity(Intensity):
     width: Float[Tensor, "kernels types"]
 
     _token_fields: ClassVar[tuple[str, ...]] = ("argument", "since")
+
+    @property
+    def has_exact_compensator(self) -> bool:
+        return True
 
     @property
     def n_types(self) -> int:
@@ -184,6 +190,15 @@ def kernel_starts(
     return torch.from_numpy(centre).clamp(min=_SMALLEST), torch.from_numpy(width).clamp(min=_SMALLEST)
 
 
+def _starting_argument(n_amplitudes: int) -> float:
+    """Return where amplitudes start: at 0.05 events each, and where they are many at so little that the sum is small.
+
+    Lower starts with 22 types (a tenth of each type's share) ended 0.013 nats lower on held-out data.
+    """
+    each = math.log1p(math.exp(-3.0)) * min(1.0, (_MANY_AMPLITUDES / n_amplitudes) ** 2)
+    return -3.0 if n_amplitudes <= _MANY_AMPLITUDES else math.log(math.expm1(each))
+
+
 class KernelBank(nn.Module):
     """Kernels of every type whose amplitudes follow from the encoder's state.
 
@@ -201,8 +216,7 @@ class KernelBank(nn.Module):
         super().__init__()
         self.shape = (n_kernels, n_types)
         self.amplitude = nn.Linear(d_model, n_kernels * n_types)
-        # 0.05 events each. Starting lower, at a tenth of each type's share, ended 0.013 nats lower on held-out data.
-        nn.init.constant_(self.amplitude.bias, -3.0)
+        nn.init.constant_(self.amplitude.bias, _starting_argument(n_kernels * n_types))
         self.log_centre = nn.Parameter(torch.zeros(self.shape))
         self.log_width = nn.Parameter(torch.zeros(self.shape))
         self.register_buffer("narrowest", torch.zeros(()))

@@ -74,7 +74,7 @@ class Stream:
     @property
     def last(self) -> Any:
         """Time of the last event in the user's unit, or of the beginning; None before both."""
-        return None if self._clock is None else self._clock.series([self._time])[0]
+        return None if self._clock is None or np.isnan(self._time) else self._clock.series([self._time])[0]
 
     def push(self, t: Any, k: Any) -> NDArray[np.float64]:
         r"""Take up events and return the surprise of each: :math:`\int\lambda - \log\lambda_k(t)` since the last one.
@@ -98,10 +98,10 @@ class Stream:
         ParameterError
             There are not as many types as times. Nothing is then taken up.
         """
+        if _is_many(t) and not len(t) and _is_many(k) and not len(k):
+            return np.zeros(0)
         times, clock = self._times(t)
         codes = self._checked(times, _kinds(t, k), clock)
-        if not codes:
-            return np.zeros(0)
         self._clock = clock
         surprises = np.full(len(times), np.nan)
         for place, (time, code) in enumerate(zip(times, codes, strict=True)):
@@ -197,6 +197,7 @@ class Stream:
                 "Resume it with the very model it was made with, or one opened from its file."
             )
         self.n_events, self._time = facts["n_events"], facts["time"]
+        self._clock = self._histories = None
         if facts["begun"]:
             zero = None if facts["zero"] is None else np.datetime64(facts["zero"], facts["resolution"])
             self._clock = Clock(facts["unit"], zero, facts["time_zone"])

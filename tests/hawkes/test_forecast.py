@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seqattn.hawkes.decays import HiddenIntensity, MarkIntensity
-from seqattn.hawkes.forecast import next_event
+from seqattn.hawkes.forecast import next_event, reach
 from seqattn.hawkes.intensity import LinearIntensity, SumIntensity
 from seqattn.hawkes.kernels import KernelIntensity
 
@@ -141,3 +141,46 @@ def test_no_tokens_give_empty_answers():
     assert answer.mean.shape == (0,)
     assert answer.quantiles.shape == (0, 1)
     assert answer.type_probability.shape == (0, 3)
+
+
+@pytest.mark.parametrize("base", [1e-2, 1e-4, 1e-6, 1e-8, 1e-10])
+def test_a_small_final_intensity_does_not_blow_up_the_mean(base):
+    """What survives divided by the final intensity is the tail: it must be small where that intensity is tiny."""
+    rate = torch.full((1, 1), base, dtype=torch.float64)
+    intensity = LinearIntensity(rate, torch.full_like(rate, 5.0), torch.full((1,), 0.1, dtype=torch.float64))
+    u = torch.arange(0, 3000.0, 1e-3, dtype=torch.float64)
+    survival = torch.exp(-(base * u + 50 * -torch.expm1(-0.1 * u)))
+    exact = float(torch.trapezoid(survival, u) + survival[-1] / base)
+    assert float(next_event(intensity).mean) == pytest.approx(exact, rel=1e-5)
+
+
+def test_many_narrow_peaks_are_all_seen():
+    """Two hundred sharp peaks, none of which brings much: the walk must not end among them."""
+    kernels = KernelIntensity(
+        torch.full((1, 200, 1), float(np.log(np.expm1(0.02)))).double(),
+        torch.zeros(1, 1).double(),
+        torch.linspace(0.1, 30, 200)[:, None].double(),
+        torch.full((200, 1), 1e-3).double(),
+    )
+    base = torch.full((1, 1), 1e-3, dtype=torch.float64)
+    intensity = SumIntensity((LinearIntensity(base, 0 * base, base[:, 0]), kernels))
+    u = torch.linspace(0, 40, 400_001, dtype=torch.float64)
+    jumps = torch.special.ndtr((u[:, None] - kernels.centre.T) / 1e-3).sum(1) * 0.02
+    survival = torch.exp(-(1e-3 * u + jumps))
+    exact = float(torch.trapezoid(survival, u) + survival[-1] / 1e-3)
+    assert float(next_event(intensity).mean) == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [random_mark, random_decays, random_sum])
+def test_times_are_reached_when_the_compensator_says_so(make):
+    intensity = make(200, 3, seed=12)
+    goal = torch.linspace(0.01, 6, 200, dtype=torch.float64)
+    time = reach(intensity, goal, torch.full_like(goal, 1e9))
+    torch.testing.assert_close(intensity.compensator(time, refine=3), goal, rtol=1e-5, atol=1e-6)
+
+
+def test_times_are_reached_in_wild_states_too():
+    intensity = random_mark(200, 3, seed=13, spread=6.0, decays=4)
+    goal = torch.linspace(0.01, 6, 200, dtype=torch.float64)
+    time = reach(intensity, goal, torch.full_like(goal, 1e9))
+    torch.testing.assert_close(intensity.compensator(time), goal, rtol=1e-4, atol=1e-5)

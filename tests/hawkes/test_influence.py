@@ -28,7 +28,15 @@ THREE = (
     np.array([[0.4, 0.3, 0.0], [0.0, 0.2, 0.35], [0.15, 0.05, 0.1]]),
     0.7,
 )
-SMALL = {"epochs": 1, "d_model": 8, "random_state": 0, "baselines": False, "device": "cpu", **PLAIN, "n_heads": 2}
+SMALL = {
+    "epochs": 1,
+    "d_model": 8,
+    "random_state": 0,
+    "baselines": False,
+    "device": "cpu",
+    **PLAIN,
+    "n_heads": 2,
+}
 TIMES = [([0.5, 1.0, 2.5, 4.0, 4.5], ["a", "b", "a", "c", "b"]), ([0.2, 1.1, 3.0], ["b", "a", "a"])]
 
 

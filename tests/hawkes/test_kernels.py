@@ -9,7 +9,7 @@ from scipy import integrate, stats
 
 from seqattn.hawkes.decays import HiddenIntensity, MarkIntensity
 from seqattn.hawkes.intensity import SumIntensity
-from seqattn.hawkes.kernels import KernelIntensity, kernel_starts
+from seqattn.hawkes.kernels import KernelBank, KernelIntensity, kernel_starts
 
 
 def draws(seed: int):
@@ -154,3 +154,12 @@ def test_kernels_start_at_the_quantiles_of_each_type():
     assert centre[:, 2].tolist() == pytest.approx(pooled)  # too few of its own
     near = kernel_starts(types, np.concatenate(gaps), 3, 4, "neighbours")[1]
     assert near[:, 0].tolist() == pytest.approx(0.7 * np.diff(np.quantile(gaps[0], np.arange(5) / 4)))
+
+
+@pytest.mark.parametrize("n_types", [1, 22, 75, 1000])
+def test_untrained_kernels_of_many_types_do_not_add_up(n_types):
+    bank = KernelBank(8, 8, n_types)
+    start = torch.nn.functional.softplus(bank.amplitude.bias)
+    assert start.sum() < 10
+    if n_types <= 22:
+        assert start[0].item() == pytest.approx(np.log1p(np.exp(-3.0)))

@@ -337,3 +337,14 @@ def test_surprises_sum_to_the_negative_log_likelihood():
     model = hawkes_process(HAWKES)
     found = model.stream(start=0.0).push(*data.sequence(0))
     assert found.sum() == pytest.approx(-model.log_likelihood(data, "to_last").total, rel=1e-12)
+
+
+def test_resuming_an_empty_stream_forgets_the_one_before(tmp_path):
+    model = PoissonProcess(window=(0.0, 10.0)).fit([([1.0, 2.0, 7.0], ["a", "b", "a"])])
+    path = model.stream().save(tmp_path / "empty.safetensors")
+    stream = model.stream(start=0.0)
+    stream.push(2.0, "a")
+    stream.resume(path)
+    assert (stream.n_events, stream.last) == (0, None)
+    assert np.isnan(stream.push(1.0, "a")).all()
+    assert stream.push([], []).shape == (0,)
