@@ -84,6 +84,10 @@ def load(path: str | Path, device: str | None = None) -> Any:
     from seqattn.train.artifact import load_artifact
 
     artifact = load_artifact(path)
+    if artifact.kind == "Stream":
+        raise ArtifactError(
+            f"{str(path)!r} holds the state of a stream. Open its model, then: model.stream().resume({str(path)!r})."
+        )
     if artifact.kind not in _ESTIMATORS:
         raise ArtifactError(
             f"{str(path)!r} holds {artifact.kind!r}, which this version of seqattn ({__version__}) does not "

@@ -208,7 +208,7 @@ class _Panels:
         """Integrate the first panels of all pairs block by block, then the further ones of those that have any."""
         whole = cls(*(torch.empty_like(x) if gradients or x is m else x for x in (m, m, a, rate)))
         span = elapsed[:, None] * rate.amax(1)
-        doublings = torch.log2(span * (1 / _CUT)).ceil_().clamp_(0, _MOST_DOUBLINGS)
+        doublings = torch.log2(span * (1 / _CUT)).ceil_().clamp_(0, _MOST_DOUBLINGS).nan_to_num_(0.0)
         end = elapsed[:, None] * torch.exp2(-doublings)
         size = max(1, _BLOCK // max(1, a[0].numel() if len(a) else 1))
         for start in range(0, m.shape[0], size):

@@ -160,6 +160,10 @@ class Simulating(EventEstimator):
             raise ParameterError(f"start={start!r} is for paths from nothing. Leave it out, or the history.")
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         if history is None:
+            if start is None and self.unit_ is not None:
+                raise DataError(
+                    "The model was fitted to dates: say with start= when paths from nothing begin."
+                )
             begun = known = self._beginnings(n_paths, 0.0 if start is None else start, generator)
             at, origin = np.asarray(begun.end, dtype=np.float64), np.arange(n_paths)
         else:

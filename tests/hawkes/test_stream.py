@@ -342,6 +342,8 @@ def test_surprises_sum_to_the_negative_log_likelihood():
 def test_resuming_an_empty_stream_forgets_the_one_before(tmp_path):
     model = PoissonProcess(window=(0.0, 10.0)).fit([([1.0, 2.0, 7.0], ["a", "b", "a"])])
     path = model.stream().save(tmp_path / "empty.safetensors")
+    with pytest.raises(ArtifactError, match=r"state of a stream.*resume"):
+        seqattn.load(path)
     stream = model.stream(start=0.0)
     stream.push(2.0, "a")
     stream.resume(path)
