@@ -25,6 +25,16 @@ CLOCKS = ("gap", "time", "log_gap")
 TYPE_SCALES = ("one", "sqrt_d")
 ACTIVATIONS = ("linear", "gelu")
 
+# Least values of the whole numbers among the arguments.
+_LEAST = {
+    "d_model": 2,
+    "n_heads": 1,
+    "n_layers": 1,
+    "n_decays": 1,
+    "own_kernels": 0,
+    "gap_kernels": 0,
+    "nodes": 2,
+}
 # Smallest decay rate: keeps exp(-rate * t) a decay and the far part of the integral finite.
 _SLOWEST = 1e-6
 # Several decays start with rates of softplus of values spread over this range, from slow to fast.
@@ -101,29 +111,21 @@ class SelfAttentiveHawkes(nn.Module):
         attention: str | Pattern,
     ) -> None:
         super().__init__()
-        _check_choice("form", form, FORMS)
-        _check_choice("clock", clock, CLOCKS)
-        _check_choice("type_scale", type_scale, TYPE_SCALES)
-        _check_choice("mu_eta_activation", mu_eta_activation, ACTIVATIONS)
-        _check_choice("integral", integral, INTEGRALS)
-        for name, value, least in (
-            ("d_model", d_model, 2),
-            ("n_heads", n_heads, 1),
-            ("n_layers", n_layers, 1),
-            ("n_decays", n_decays, 1),
-            ("own_kernels", own_kernels, 0),
-            ("gap_kernels", gap_kernels, 0),
-            ("nodes", nodes, 2),
+        for name, value, allowed in (
+            ("form", form, FORMS),
+            ("clock", clock, CLOCKS),
+            ("type_scale", type_scale, TYPE_SCALES),
+            ("mu_eta_activation", mu_eta_activation, ACTIVATIONS),
+            ("integral", integral, INTEGRALS),
         ):
-            check_whole(name, value, least)
+            _check_choice(name, value, allowed)
+        numbers = (d_model, n_heads, n_layers, n_decays, own_kernels, gap_kernels, nodes)
+        for (name, least), number in zip(_LEAST.items(), numbers, strict=True):
+            check_whole(name, number, least)
         if not 0 <= dropout < 1:
             raise ParameterError(f"dropout={dropout!r} is not allowed. Give a share from 0 to below 1.")
         _check_width(d_model, n_heads)
-        if mu_eta_activation == "gelu" and n_decays > 1:
-            raise ParameterError(
-                f"mu_eta_activation='gelu' is the paper's form, which has one decay, not n_decays={n_decays}. "
-                "Use 'linear', or n_decays=1."
-            )
+        _check_activation(mu_eta_activation, n_decays)
         self.n_types, self.n_decays = len(rates), n_decays
         self.form, self.clock, self.integral, self.nodes = form, clock, integral, nodes
         self.uses_gelu = mu_eta_activation == "gelu"
@@ -270,6 +272,14 @@ def _check_width(d_model: int, n_heads: int) -> None:
         raise ParameterError(
             f"d_model={d_model!r} must be even and a multiple of n_heads={n_heads!r}. "
             f"Try d_model={2 * n_heads * max(1, round(d_model / (2 * n_heads)))}."
+        )
+
+
+def _check_activation(mu_eta_activation: str, n_decays: int) -> None:
+    if mu_eta_activation == "gelu" and n_decays > 1:
+        raise ParameterError(
+            f"mu_eta_activation='gelu' is the paper's form, which has one decay, not n_decays={n_decays}. "
+            "Use 'linear', or n_decays=1."
         )
 
 
