@@ -293,9 +293,16 @@ def parse_value(text: str, what: str = "The value") -> Any:
 
 def _preset(config: str | Path, task: str) -> Path:
     """Return the file that a name stands for, or the path as it is."""
-    place, name = Path(config), f"{task}-{config}.toml"
-    folder = resource("tuning")
-    return folder / name if not place.exists() and (folder / name).is_file() else place
+    place, start = Path(config), f"{task}-"
+    presets = {path.stem.removeprefix(start): path for path in resource("tuning").glob(f"{start}*.toml")}
+    if place.exists() or place.suffix or len(place.parts) > 1:
+        return place
+    if str(config) not in presets:
+        raise ParameterError(
+            f"There is no file and no preset {str(config)!r}. Presets of {task}: {', '.join(map(repr, presets))}."
+            f"{suggest(str(config), presets)}"
+        )
+    return presets[str(config)]
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

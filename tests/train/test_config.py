@@ -163,5 +163,5 @@ def test_a_preset_is_found_by_its_name(tmp_path, monkeypatch):
     assert run.settings["d_model"] == 16
     (tmp_path / "paper").write_text("seed = 4")  # a file of the user's goes before
     assert Run.of_options("paper", "hawkes", [], []).seed == 4
-    with pytest.raises(ParameterError, match=r"'papper' cannot be read"):
+    with pytest.raises(ParameterError, match=r"no preset 'papper'.*'paper'.*Did you mean 'paper'"):
         Run.of_options("papper", "hawkes", [], [])
