@@ -391,7 +391,7 @@ def test_simulate_takes_dates_for_a_model_of_dates(tmp_path):
     assert all(line.split(",")[1][:10] in ("2024-05-01", "2024-05-02") for line in text.splitlines()[1:])
     assert len(text.splitlines()) > 3
     refused = run("simulate", tmp_path / "run", "--start", "2024-05-01", "--until", "9", code=3)
-    assert "t_end holds numbers, but the event times are dates" in refused.stderr
+    assert "The end of the paths holds numbers, but the event times are dates" in refused.stderr
 
 
 @pytest.mark.slow
@@ -471,9 +471,15 @@ MISTAKES = {
     "unknown types": ("evaluate {model} --data taxi", 3, "is not among the labels"),
     "no end of paths": ("simulate {model}", 2, "give --until, --horizon or --events"),
     "two ends of paths": ("simulate {model} --until 9 --horizon 2", 2, "both say where paths end"),
-    "end before start": ("simulate {model} --until 2 --start 3", 3, "t_end=2.0 is before the path begins"),
+    "end before start": (
+        "simulate {model} --until 2 --start 3",
+        3,
+        "paths, 2.0, is before the path begins",
+    ),
+    "end that is no number": ("simulate {model} --until nan", 2, "--until 'nan' is no time"),
+    "end that is never": ("simulate {model} --until inf", 2, "--until 'inf' is no time"),
     "end that is no time": ("simulate {model} --until soon", 2, "--until 'soon' is no time. Examples: 12.5"),
-    "end in dates": ("simulate {model} --until 2024-01-01", 3, "t_end holds dates"),
+    "end in dates": ("simulate {model} --until 2024-01-01", 3, "The end of the paths holds dates"),
     "start after histories": (
         "simulate {model} --data {data} --horizon 2 --start 3",
         2,

@@ -6,6 +6,7 @@ module, see :func:`seqattn.task`. Everything but click is imported by the comman
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -261,7 +262,8 @@ def _moment(text: str | None, option: str) -> Any:
     from seqattn.train.config import parse_value
 
     value = None if text is None else parse_value(text, option)
-    if isinstance(value, bool) or not (value is None or isinstance(value, int | float | date)):
+    is_time = isinstance(value, date) or (isinstance(value, int | float) and math.isfinite(value))
+    if isinstance(value, bool) or not (value is None or is_time):
         raise ParameterError(
             f"{option} {text!r} is no time. Examples: 12.5, 2024-03-01, 2024-03-01T08:00:00."
         )

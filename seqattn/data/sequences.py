@@ -7,7 +7,7 @@ import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -91,6 +91,8 @@ class Sequences(Readers):
     zero: np.datetime64 | None = None
     time_zone: str | None = None
 
+    _saved: ClassVar[tuple[str, ...]] = tuple(_ARRAYS)
+
     def __post_init__(self) -> None:
         for name, kind in _ARRAYS.items():
             array = getattr(self, name)
@@ -125,7 +127,8 @@ class Sequences(Readers):
         arrays, ids, meta = open_arrays(path)
         zero = None if meta["zero"] is None else np.datetime64(meta["zero"], meta["resolution"])
         labels = tuple(decode_label(label) for label in meta["labels"])
-        columns: dict[str, Any] = {**arrays, **{name: meta[name] for name in ("window", "unit", "time_zone")}}
+        known = {name: arrays[name] for name in cls._saved if name in arrays}
+        columns: dict[str, Any] = {**known, **{name: meta[name] for name in ("window", "unit", "time_zone")}}
         return cls(**columns, ids=ids, labels=labels, zero=zero)
 
     def save(self, path: str | Path) -> None:
@@ -148,7 +151,8 @@ class Sequences(Readers):
             "resolution": self.clock.resolution,
             **{name: getattr(self, name) for name in ("window", "unit", "time_zone")},
         }
-        save_arrays(path, {name: getattr(self, name) for name in _ARRAYS}, self.ids, meta)
+        arrays = {name: getattr(self, name) for name in self._saved if getattr(self, name) is not None}
+        save_arrays(path, arrays, self.ids, meta)
 
     # Looking
 

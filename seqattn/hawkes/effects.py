@@ -198,22 +198,20 @@ class AttentionInfluence:
 
 def compare_with_truth(
     effect: EffectMatrix,
-    excitation: NDArray[np.float64],
-    decay: float,
+    truth: NDArray[np.float64],
     attention: AttentionInfluence | None = None,
 ) -> dict[str, float]:
-    r"""Return how near the matrices of a model are to those of the exponential Hawkes process behind the data.
+    r"""Return how near the matrices of a model are to those of the Hawkes process behind the data.
 
-    The truth is :math:`A_{kb} (1 - e^{-\beta h})`. Pairs whose cause never happened are left out.
+    Pairs whose cause never happened are left out.
 
     Parameters
     ----------
     effect
         What the model believes.
-    excitation
-        Matrix A: expected direct offspring of type k per event of type b, in the order of the labels.
-    decay
-        Rate :math:`\beta` at which an excitation dies out, per time unit.
+    truth
+        Direct offspring of type k within the horizon h per event of type b, :math:`\int_0^h \phi_{kb}(y)\, dy`, in the
+        order of the labels; :math:`A_{kb} (1 - e^{-\beta h})` for an exponential process.
     attention
         Attention of the same model, if it has any.
 
@@ -230,11 +228,11 @@ def compare_with_truth(
     """
     columns = [effect.labels.index(cause) for cause in effect.causes]
     size = len(effect.labels)
-    if np.shape(excitation) != (size, size):
+    if np.shape(truth) != (size, size):
         raise ParameterError(
-            f"The excitation has shape {np.shape(excitation)} for {size} types. Give one row and one column per type."
+            f"The truth has shape {np.shape(truth)} for {size} types. Give one row and one column per type."
         )
-    truth = (np.asarray(excitation, dtype=float) * -np.expm1(-decay * effect.horizon))[:, columns]
+    truth = np.asarray(truth, dtype=float)[:, columns]
     known = np.isfinite(effect.values)
     error = np.linalg.norm((effect.values - truth)[known]) / np.linalg.norm(truth[known])
     result = {

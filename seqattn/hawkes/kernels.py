@@ -39,6 +39,8 @@ _NOTHING = 2.0**-121
 _ENOUGH_GAPS = 21
 # More amplitudes than this start lower.
 _MANY_AMPLITUDES = 200
+# Widths at the start by which a centre moves where its parameter moves by one.
+_STRIDE = 4.0
 # Smallest centre and width at the start, in model units.
 _SMALLEST = 1e-3
 # Elements per block of (tokens, kernels, types), so that the work arrays stay in the cache.
@@ -200,7 +202,11 @@ def _starting_argument(n_amplitudes: int) -> float:
 
 
 class KernelBank(nn.Module):
-    """Kernels of every type whose amplitudes follow from the encoder's state.
+    r"""Kernels of every type whose amplitudes follow from the encoder's state.
+
+    Centres are learned in units of the widths at the start, :math:`c = c_0 + 4 w_0 \delta`. Adam moves every
+    parameter by about the learning rate, so a step is small beside the kernel, however far from zero the kernel lies.
+    With the logarithm of the centre as the parameter, a step moved a peak of one hour after a year by 20 widths.
 
     Parameters
     ----------
@@ -210,6 +216,8 @@ class KernelBank(nn.Module):
         Kernels per type, and types.
     """
 
+    origin: Tensor
+    stride: Tensor
     narrowest: Tensor
 
     def __init__(self, d_model: int, n_kernels: int, n_types: int) -> None:
@@ -217,8 +225,10 @@ class KernelBank(nn.Module):
         self.shape = (n_kernels, n_types)
         self.amplitude = nn.Linear(d_model, n_kernels * n_types)
         nn.init.constant_(self.amplitude.bias, _starting_argument(n_kernels * n_types))
-        self.log_centre = nn.Parameter(torch.zeros(self.shape))
+        self.offset = nn.Parameter(torch.zeros(self.shape))
         self.log_width = nn.Parameter(torch.zeros(self.shape))
+        self.register_buffer("origin", torch.ones(self.shape))
+        self.register_buffer("stride", torch.ones(self.shape))
         self.register_buffer("narrowest", torch.zeros(()))
 
     @torch.no_grad()
@@ -237,7 +247,9 @@ class KernelBank(nn.Module):
         narrowest
             What every width stays above: on a grid of times its spacing, or a peak could sit on a grid point.
         """
-        self.log_centre.copy_(centre.log())
+        self.offset.zero_()
+        self.origin.copy_(centre)
+        self.stride.copy_(_STRIDE * width)
         self.log_width.copy_((width - narrowest).clamp(min=narrowest + 1e-6).log())
         self.narrowest.fill_(narrowest)
 
@@ -245,9 +257,10 @@ class KernelBank(nn.Module):
         self, state: Float[Tensor, "tokens dim"], since: Float[Tensor, "tokens types_or_1"]
     ) -> KernelIntensity:
         """Return the intensities that the kernels add after tokens with these states."""
+        centre = self.origin + self.stride * self.offset
         width = self.narrowest + self.log_width.exp()
         argument = self.amplitude(state).view(len(state), *self.shape)
-        return KernelIntensity(argument, since, self.log_centre.exp(), width)
+        return KernelIntensity(argument, since, centre, width)
 
 
 class _KernelIntegral(torch.autograd.Function):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -29,6 +29,8 @@ from seqattn.hawkes.tables import float_times, last_times, present
 METHODS = ("thinning", "inverse")
 # Paths simulated side by side: enough for wide operations, few enough for their keys and values to stay small.
 _PATHS = 2000
+# What errors call the argument t_end, which the command line calls --until.
+_END = "The end of the paths"
 # Rows of finished paths are carried along until this share of all rows is left.
 _COMPACT = 0.7
 # By how much an intensity may exceed its bound before it is an error: rounding in float32.
@@ -56,6 +58,8 @@ class Paths(Sequences):
     """
 
     truncated: NDArray[np.bool_] | None = None
+
+    _saved: ClassVar[tuple[str, ...]] = (*Sequences._saved, "truncated")
 
     def select(self, indices: Any) -> Self:
         """Return some of the paths, in the order asked for."""
@@ -294,16 +298,16 @@ def _ends(clock: Clock, at: NDArray[np.float64], t_end: Any, horizon: float | No
     """Return where the window of each path ends, infinite where nothing says so."""
     if horizon is not None:
         return at + horizon
-    ends = np.array([np.inf]) if t_end is None else float_times(clock, t_end, "t_end")
+    ends = np.array([np.inf]) if t_end is None else float_times(clock, t_end, _END)
     if len(ends) != 1 or (t_end is not None and np.isposinf(ends[0])):
         raise ParameterError(
-            f"t_end={t_end!r} is not one finite time. Give one for all paths, or max_events."
+            f"{_END}, {t_end!r}, is not one finite time. Give one for all paths, or a number of events."
         )
     until = np.full(len(at), ends[0])
     if not (until >= at).all():
         row = int(np.flatnonzero(~(until >= at))[0])
         raise DataError(
-            f"t_end={clock.show(until[row])} is before the path begins, at {clock.show(at[row])}. "
+            f"{_END}, {clock.show(until[row])}, is before the path begins, at {clock.show(at[row])}. "
             "Give a later time."
         )
     return until

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hawkes.random_models import ADDITIONS, LOCAL, PLAIN, random_histories, random_model
+from scipy import stats
 
 import seqattn
 from seqattn import SAHP, Sequences
@@ -54,6 +55,38 @@ def test_two_peaks_of_gaps_are_learned_with_gap_kernels_only():
     assert -0.02 < gain.mean() < 3 * gain.std() / np.sqrt(len(gain))
     plain = SAHP(**{**common, "epochs": 4}).fit(train)
     assert plain.log_likelihood(test, "from_first").per_event < -1
+
+
+def recurrences(seed: int, n: int) -> Sequences:
+    """Type a comes back after N(40, 0.003^2), while type b is a Poisson process of rate 0.5; windows of length 120."""
+    rng, rows = np.random.default_rng(seed), []
+    for _ in range(n):
+        a = np.cumsum(np.concatenate([rng.uniform(0, 40, 1), rng.normal(40, 0.003, 3)]))
+        a, b = a[a < 120], rng.uniform(0, 120, rng.poisson(60))
+        order = np.argsort(np.concatenate([a, b]))
+        rows.append((np.concatenate([a, b])[order], np.repeat([0, 1], [len(a), len(b)])[order]))
+    return Sequences.from_lists(rows, labels=2, window=(0.0, 120.0))
+
+
+def exact_log_likelihood(data: Sequences) -> float:
+    """The first a is uniform on (0, 40), gaps are normal, and the last one is censored."""
+    total, law = 0.0, stats.norm(40, 0.003)
+    for times, kinds in (data.sequence(row) for row in range(len(data))):
+        a = times[kinds == 0]
+        total += (kinds == 1).sum() * np.log(0.5) - 60 - np.log(40)
+        total += law.logpdf(np.diff(a)).sum() + law.logsf(120 - a[-1])
+    return total / data.n_events
+
+
+@pytest.mark.slow
+def test_narrow_peaks_far_from_zero_are_kept_by_training():
+    """A step of the optimiser must be small beside the kernel's width: one in ten thousand of its distance here."""
+    test = recurrences(1, 100)
+    options = {"own_kernels": 4, "d_model": 8, "n_heads": 1, "n_layers": 1, "batch_size": 512, "epochs": 10}
+    options |= {"validation": None, "baselines": False, "random_state": 0, "device": "cpu", "dropout": 0.0}
+    model = SAHP(**{**PLAIN, **options}).fit(recurrences(0, 150))
+    exact = exact_log_likelihood(test)
+    assert exact - 0.06 < model.log_likelihood(test).per_event < exact + 0.01
 
 
 @pytest.mark.slow

@@ -650,30 +650,29 @@ def test_units_of_dates_are_seconds(tmp_path):
 
 
 def test_comparison_with_the_truth():
-    excitation, decay = HAWKES[1], HAWKES[2]
-    exact = excitation * (1 - np.exp(-3.0))
-    result = compare_with_truth(matrix(exact), excitation, decay)
+    truth = HAWKES[1] * (1 - np.exp(-3.0))
+    exact = truth.copy()
+    result = compare_with_truth(matrix(exact), truth)
     assert result == {"relative_error": 0.0, "spearman": pytest.approx(1.0), "n_entries": 4}
-    wrong = compare_with_truth(matrix(2 * exact), excitation, decay)
+    wrong = compare_with_truth(matrix(2 * exact), truth)
     assert wrong["relative_error"] == pytest.approx(1.0)
-    assert compare_with_truth(matrix(exact.T), excitation, decay)["spearman"] < 0.9
+    assert compare_with_truth(matrix(exact.T), truth)["spearman"] < 0.9
     attention = AttentionInfluence(-exact, np.ones((2, 2), int), ("a", "b"), "")
-    assert compare_with_truth(matrix(exact), excitation, decay, attention)["attention_spearman"] == -1.0
-    flat = compare_with_truth(matrix(np.ones((2, 2))), excitation, decay)
+    assert compare_with_truth(matrix(exact), truth, attention)["attention_spearman"] == -1.0
+    flat = compare_with_truth(matrix(np.ones((2, 2))), truth)
     assert np.isnan(flat["spearman"])
     with pytest.raises(ParameterError, match="shape"):
-        compare_with_truth(matrix(exact), np.ones((3, 3)), decay)
+        compare_with_truth(matrix(exact), np.ones((3, 3)))
 
 
 def test_comparison_with_the_truth_leaves_out_causes_that_never_happened():
-    exact = HAWKES[1] * (1 - np.exp(-3.0))
+    truth = HAWKES[1] * (1 - np.exp(-3.0))
+    exact = truth.copy()
     exact[:, 1] = np.nan
-    result = compare_with_truth(matrix(exact), HAWKES[1], HAWKES[2])
+    result = compare_with_truth(matrix(exact), truth)
     assert (result["relative_error"], result["n_entries"]) == (0.0, 2)
-    swapped = EffectMatrix(
-        (HAWKES[1] * (1 - np.exp(-3.0)))[:, ::-1], exact, np.ones(2, int), ("a", "b"), ("b", "a"), 1.5, None
-    )
-    assert compare_with_truth(swapped, HAWKES[1], HAWKES[2])["relative_error"] == pytest.approx(0, abs=1e-15)
+    swapped = EffectMatrix(truth[:, ::-1], exact, np.ones(2, int), ("a", "b"), ("b", "a"), 1.5, None)
+    assert compare_with_truth(swapped, truth)["relative_error"] == pytest.approx(0, abs=1e-15)
 
 
 def test_pictures_show_signs_and_gaps(tmp_path):

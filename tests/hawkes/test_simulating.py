@@ -11,12 +11,13 @@ from hawkes.random_models import ADDITIONS, LOCAL, PLAIN, random_histories, rand
 from hawkes.reference import CROSS, HAWKES, hawkes_data, hawkes_process
 from scipy import stats
 
-from seqattn import SAHP, EmpiricalMarkov, PoissonProcess, RenewalProcess
+from seqattn import SAHP, EmpiricalMarkov, PoissonProcess, RenewalProcess, Sequences
 from seqattn.data.batches import pack
 from seqattn.errors import DataError, ParameterError
 from seqattn.hawkes import simulating
 from seqattn.hawkes.decays import MarkIntensity
 from seqattn.hawkes.forecast import next_event
+from seqattn.hawkes.simulating import Paths
 
 FORMS = {
     "plain": {},
@@ -190,6 +191,14 @@ def test_chosen_paths_keep_their_flags(choice):
     assert chosen.ids.tolist() == data.ids[rows].tolist()
 
 
+def test_saved_paths_keep_their_flags(tmp_path):
+    paths = hawkes_process(HAWKES).sample(40, 20.0, max_events=8, random_state=0)
+    assert 0 < paths.truncated.sum() < 40
+    paths.save(tmp_path / "paths")
+    assert Paths.open(tmp_path / "paths").truncated.tolist() == paths.truncated.tolist()
+    assert Sequences.open(tmp_path / "paths").digest() == paths.digest()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["plain", "all", "hawkes"])
@@ -287,8 +296,8 @@ def test_dates_go_in_and_come_out(zone):
     [
         ({}, ParameterError, "end"),
         ({"t_end": -1.0}, DataError, "before the path begins"),
-        ({"t_end": np.nan}, DataError, "t_end"),
-        ({"t_end": [1.0, 2.0]}, (DataError, ParameterError), "t_end"),
+        ({"t_end": np.nan}, DataError, "end of the paths"),
+        ({"t_end": [1.0, 2.0]}, (DataError, ParameterError), "end of the paths"),
         ({"t_end": 5.0, "start": np.nan}, DataError, "start"),
         ({"t_end": 5.0, "now": 1.0}, ParameterError, "now"),
         ({"t_end": 50.0, "start": 1.0, "history": [([1.0], [0])]}, ParameterError, "start"),
