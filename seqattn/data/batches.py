@@ -14,7 +14,10 @@ from torch import Tensor
 from seqattn.data.sequences import Sequences
 from seqattn.errors import ParameterError
 
-__all__ = ["Batches", "EventBatch", "batches", "pack", "plan_batches"]
+__all__ = ["NEVER", "Batches", "EventBatch", "batches", "pack", "plan_batches"]
+
+# Time in model units since an event that did not happen. Finite, so that gradients are too.
+NEVER = 1e6
 
 # Sequences are sorted by length within pools of this many batches: long pools waste less padding, short ones
 # mix better. Packed batches hold no padding, so a moderate pool is enough for even work per batch.
@@ -53,8 +56,8 @@ class EventBatch:
     rows
         Number of each sequence in the :class:`Sequences` that it came from.
     since
-        Time since the last event of each type up to and including the token, since T0 where there was none, in model
-        units; ``None`` unless asked for.
+        Time since the last event of each type up to and including the token, in model units, at most ``NEVER``, which
+        also stands where there was none; ``None`` unless asked for.
     """
 
     offsets: Int[Tensor, " bounds"]
@@ -233,7 +236,8 @@ def pack(
     seconds = {"gap": gap, "elapsed": times - start[number], "until": until}
     seconds["age"] = np.where(is_event, times - times[begun], 0.0)
     if recency:
-        seconds["since"] = _recency(times, types, offsets[:-1][number], sequences.n_types)
+        since = _recency(times, types, offsets[:-1][number], sequences.n_types)
+        seconds["since"] = np.minimum(since, NEVER * scale)
     return EventBatch(
         offsets=torch.from_numpy(offsets.astype(np.int32)),
         max_len=int(lengths.max(initial=-1)) + 1,
@@ -247,12 +251,13 @@ def pack(
 
 
 def _recency(times: np.ndarray, types: np.ndarray, begin: np.ndarray, n_types: int) -> np.ndarray:
-    """Return the time since the last event of each type, counted from the start token where there was none."""
+    """Return the time since the last event of each type, infinite where there was none."""
     latest = np.repeat(begin[:, None], n_types, axis=1)
     token = np.flatnonzero(types < n_types)
     latest[token, types[token]] = token
     # Start tokens of later sequences stand behind all earlier tokens, so that nothing is carried over.
-    return times[:, None] - times[np.maximum.accumulate(latest, axis=0)]
+    np.maximum.accumulate(latest, axis=0, out=latest)
+    return np.where(latest > begin[:, None], times[:, None] - times[latest], np.inf)
 
 
 class Batches:

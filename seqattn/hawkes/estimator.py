@@ -152,7 +152,7 @@ class SAHP(CallbackSupport, PointProcess):
         d_model: int = 32,
         n_heads: int = 4,
         n_layers: int = 2,
-        dropout: float = 0.1,
+        dropout: float = 0.2,
         n_decays: int = 8,
         own_kernels: int = 8,
         gap_kernels: int = 8,

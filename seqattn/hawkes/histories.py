@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqattn.attention import KeyValueState
-from seqattn.data.batches import EventBatch
+from seqattn.data.batches import NEVER, EventBatch
 from seqattn.hawkes.intensity import Intensity
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Attended(Histories):
         zero = torch.zeros(rows, dtype=torch.float64, device=place.device)
         self.elapsed, self.first = zero.clone(), zero.clone()
         self.position = torch.full((rows,), -1, device=place.device)
-        self.latest = zero[:, None].repeat(1, module.n_types if module.needs_recency else 0)
+        self.latest = (zero - math.inf)[:, None].repeat(1, module.n_types if module.needs_recency else 0)
         self.token = place.new_zeros(rows, module.mu.in_features)
         self._take(zero[:, None], torch.full((rows, 1), module.n_types, device=place.device))
 
@@ -140,7 +141,9 @@ class Attended(Histories):
     @property
     def intensity(self) -> Intensity:
         dtype = self.token.dtype
-        since = (self.elapsed[:, None] - self.latest).to(dtype) if self.latest.shape[1] else None
+        since = (
+            (self.elapsed[:, None] - self.latest).clamp(max=NEVER).to(dtype) if self.latest.shape[1] else None
+        )
         with torch.no_grad():
             return self.module.intensity(self.token, since).detach()
 

@@ -6,7 +6,8 @@ a user who returns after a week. The part added to the intensity of type k is
 .. math:: \sum_m A_{km}\, N\bigl(e_k;\, c_{km}, w_{km}\bigr),
 
 with :math:`e_k` the time since the last event of type k (own kernels) or of any type (gap kernels), and amplitudes
-that follow from the encoder's state. Its integral is a difference of normal distribution functions.
+that follow from the encoder's state. Its integral is a difference of normal distribution functions. Own kernels of a
+type begin with its first event: what has not happened cannot come back.
 """
 
 from __future__ import annotations

@@ -207,6 +207,39 @@ def test_events_of_a_left_context_are_seen_and_not_scored():
     assert rest.per_sequence("full", 1)[0] == pytest.approx(terms[order][8:].sum(), rel=1e-12)
 
 
+def test_own_kernels_begin_with_the_first_event_of_their_type():
+    model = random_model(dtype=torch.float64, own_kernels=2, gap_kernels=2)
+    times = np.array([0.5, 1.0, 2.0, 3.5, 4.0])
+    data = Sequences.from_lists([(times, [0, 1, 0, 2, 1])], labels=3, window=(0.0, 6.0))
+    grid = np.arange(0.25, 6.0, 0.25)
+    own = model.module_.own.amplitude
+    with torch.no_grad():
+        own.weight.zero_()
+        own.bias.fill_(-torch.inf)
+        without = model.intensity(data, grid)[0]
+        own.bias.fill_(3.0)
+        found = model.intensity(data, grid)[0]
+    first = np.array([0.5, 1.0, 3.5])
+    has_happened = grid[:, None] > first
+    np.testing.assert_array_equal(found[~has_happened], without[~has_happened])
+    assert (found[has_happened] > without[has_happened]).mean() > 0.9
+    stream = model.stream(start=0.0)
+    stream.push(times[:3], [0, 1, 0])
+    np.testing.assert_allclose(stream.intensity(3.25), found[grid == 3.25][0], rtol=1e-6)
+
+
+def test_time_since_the_last_event_of_each_type():
+    data = random_histories(14, (9, 0, 1, 6))
+    batch = pack(data, np.arange(4), scale=2.0, dtype=torch.float64, recency=True)
+    for row, begin in enumerate(batch.offsets[:-1].tolist()):
+        times, kinds = data.sequence(row)
+        for place in range(len(times) + 1):
+            for kind in range(3):
+                earlier = [t for t, k in zip(times[:place], kinds[:place], strict=True) if k == kind]
+                expected = (times[place - 1] - earlier[-1]) / 2 if earlier else 1e6
+                assert float(batch.since[begin + place, kind]) == pytest.approx(expected)
+
+
 def test_widths_never_fall_below_the_grid():
     rng = np.random.default_rng(0)
     rows = [(np.cumsum(rng.integers(1, 9, 30)).astype(float), rng.integers(0, 3, 30)) for _ in range(12)]
