@@ -67,8 +67,8 @@ class SAHP(CallbackSupport, PointProcess):
     n_decays
         Decays per type (or hidden unit); 1 is the paper.
     own_kernels, gap_kernels
-        Gaussian kernels per type on the time since the last event of that type, and since the last event of any
-        type: peaks of the intensity at a distance. 0 for none.
+        Gaussian kernels per type on the time since the last event of that type (from its first one on), and since
+        the last event of any type: peaks of the intensity at a distance. 0 for none.
     clock
         What the positional encoding is shifted by: ``"gap"``, ``"log_gap"`` (heavy tails) or ``"time"``.
     time_features
