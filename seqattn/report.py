@@ -9,17 +9,16 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import seqattn
 from seqattn.data import catalog
 from seqattn.errors import DataError, MissingDependencyError, suggest
-from seqattn.train.config import json_ready
+from seqattn.train.config import json_ready, versions
 from seqattn.train.history import History
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ __all__ = [
     "write_table",
 ]
 
-_PACKAGES = ("torch", "numpy", "polars", "pandas", "scipy", "scikit-learn", "optuna", "safetensors", "click")
-_EXTRAS = {"plot": ("matplotlib",)}
+_EXTRAS = {"plot": ("matplotlib",), "dask": ("distributed",)}
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -413,17 +411,6 @@ def study_text(task: ModuleType, outcome: Outcome) -> str:
         "\n".join([f"{what}: {outcome.output / name}" for what, name in files.items()] + pictures),
     ]
     return "\n\n".join(parts)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, seqattn and the packages that it stands on."""
-    found = {"seqattn": seqattn.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def machine() -> dict[str, Any]:

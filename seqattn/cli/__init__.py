@@ -31,6 +31,7 @@ from seqattn.cli.console import (
     stopped,
     table_writer,
 )
+from seqattn.cli.reproduction import reproduce
 from seqattn.errors import ParameterError, SeqattnWarning
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ Examples:
   seqattn fit hawkes --data taxi --output runs/taxi
   seqattn evaluate runs/taxi
   seqattn tune hawkes --trials 50 --workers 2
+  seqattn reproduce tpp --datasets taxi
 """
 
 
@@ -53,6 +55,9 @@ Examples:
 @click.version_option(seqattn.__version__, prog_name="seqattn")
 def cli() -> None:
     """Fit, check and tune attention models for sequences and events."""
+
+
+cli.add_command(reproduce)
 
 
 def main() -> None:

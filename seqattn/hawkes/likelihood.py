@@ -112,6 +112,11 @@ class IntervalScores:
         value = (self.log_total + self.log_type - self.compensator)[chosen]
         return np.bincount(self.row[chosen], weights=value, minlength=n_sequences).astype(np.float64)
 
+    def events_per_sequence(self, convention: str, n_sequences: int) -> NDArray[np.int64]:
+        """Return the number of scored events of each sequence."""
+        chosen = self.counted(convention) & self.ends
+        return np.bincount(self.row[chosen], minlength=n_sequences).astype(np.int64)
+
     def rescaled_gaps(self, convention: str = "full") -> NDArray[np.float64]:
         r"""Return gaps on the clock of the compensator, which are Exp(1) if the model is right (time rescaling).
 

@@ -18,6 +18,8 @@ from seqattn.data.splits import split_sequences
 from seqattn.data.store import is_saved
 from seqattn.errors import ParameterError, suggest
 from seqattn.hawkes.ahead import horizon_caption, horizon_columns
+from seqattn.hawkes.comparing import cases as cases
+from seqattn.hawkes.comparing import deviations as deviations
 from seqattn.hawkes.diagnose import plot_intensity
 from seqattn.hawkes.estimator import SAHP
 from seqattn.hawkes.likelihood import CONVENTIONS

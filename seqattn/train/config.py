@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import seqattn
 from seqattn.data.catalog import resource
 from seqattn.errors import ParameterError, suggest
 
@@ -26,8 +29,10 @@ __all__ = [
     "read_toml",
     "short_name",
     "to_toml",
+    "versions",
 ]
 
+_PACKAGES = ("torch", "numpy", "polars", "pandas", "scipy", "scikit-learn", "optuna", "safetensors", "click")
 # TOML has no word for "no value" and wants capitals and digits in one way only; these spellings are meant all the same.
 _WORDS: dict[str, Any] = {"none": None, "None": None, "null": None, "True": True, "False": False}
 _NUMBER = re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?")
@@ -410,3 +415,14 @@ def json_ready(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, seqattn and the packages that it stands on."""
+    found = {"seqattn": seqattn.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -161,10 +161,18 @@ class FileLock:
         self._path = Path(path)
         self._held: list[Any] = []
 
-    def acquire(self) -> bool:
-        """Wait for the lock, and return True when it is held."""
+    def acquire(self, wait: bool = True) -> bool:
+        """Take the lock, and return whether it is held.
+
+        Parameters
+        ----------
+        wait
+            Whether to wait until no other process holds it.
+        """
         file = self._path.open("ab")
-        _lock(file)
+        if not _lock(file, wait):
+            file.close()
+            return False
         self._held.append(file)
         return True
 
@@ -187,17 +195,23 @@ class FileLock:
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(file: Any) -> None:
+    def _lock(file: Any, wait: bool) -> bool:
         while True:
             with contextlib.suppress(OSError):  # it gives up after ten seconds
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                return
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+                return True
+            if not wait:
+                return False
 
 else:
     import fcntl
 
-    def _lock(file: Any) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    def _lock(file: Any, wait: bool) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def become_worker() -> None:

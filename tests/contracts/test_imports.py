@@ -18,7 +18,7 @@ SOURCES = sorted((ROOT / "seqattn").rglob("*.py"))
 
 LAYERS = (
     {"cli"},
-    {"tune", "benchmark", "report"},
+    {"tune", "benchmark", "report", "reproduce"},
     {"hawkes", "classify", "recommend", "dynamics"},
     {"train", "nn"},
     {"data", "attention"},
@@ -30,16 +30,18 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "random": set(),  # Python's generator is shared by the whole process
     "optuna": {"tune.py"},
-    "click": {"cli/__init__.py", "cli/console.py"},
+    "click": {"cli/__init__.py", "cli/console.py", "cli/reproduction.py"},
     "pandas": {"data/table.py"},
+    "joblib": {"reproduce/pool.py"},
+    "distributed": {"reproduce/pool.py"},
     "torch.distributed": {"train/distributed.py"},
     "sktime": {"classify/sktime.py"},
     "aeon": {"classify/aeon.py"},
     "recbole": {"recommend/recbole.py", "recommend/recbole_compat.py"},
 }
 BRIDGES = ("seqattn.classify.sktime", "seqattn.classify.aeon", "seqattn.recommend.recbole")
-ON_REQUEST = ("matplotlib", "pandas", "optuna.visualization")
-WITHOUT_TORCH = {"__init__.py", "errors.py", "cli/__init__.py", "cli/console.py"}
+ON_REQUEST = ("matplotlib", "pandas", "optuna.visualization", "distributed")
+WITHOUT_TORCH = {"__init__.py", "errors.py", "cli/__init__.py", "cli/console.py", "cli/reproduction.py"}
 
 
 class Import(NamedTuple):

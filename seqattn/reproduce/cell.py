@@ -1,0 +1,129 @@
+"""One cell of a grid in a process of its own: data and settings come in as a line of JSON, its figures go out as one.
+
+The process ends when the one that started it is gone. It keeps a checkpoint after each epoch, so that the same cell
+goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import seqattn
+from seqattn.errors import DataError, SeqattnError
+from seqattn.reproduce.results import deciding
+from seqattn.train.callbacks import Progress
+from seqattn.train.config import Run, json_ready, versions
+from seqattn.train.folder import RunFolder
+from seqattn.train.workers import FileLock, become_worker
+
+__all__ = ["main", "run"]
+
+
+def main() -> None:
+    """Read an order from the standard input, run its cell, and write the outcome to the standard output."""
+    order = json.loads(sys.stdin.buffer.readline())
+    become_worker()
+    torch.set_num_threads(order["threads"])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        outcome = {"status": "complete", **run(order)}
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except MemoryError:
+        outcome = {"status": "failed", "reason": "The memory was not enough."}
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other cells
+        outcome = {"status": "failed", "reason": _sentence(error)}
+    sys.stdout.write(f"\n{json.dumps(json_ready(outcome), allow_nan=False)}\n")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error) if isinstance(error, SeqattnError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:500]
+
+
+def _end_with_parent() -> None:
+    """Wait until the other end of the standard input is closed, then stop as if told to."""
+    # Not sys.stdin.read: its lock would be held at the end of the process.
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a model on training data, choose its epoch on development data, and look at the test data once.
+
+    Parameters
+    ----------
+    order
+        ``task``, ``dataset``, ``kind`` (the model's name within the task), ``seed``, ``device``, ``settings``,
+        ``evaluation``, ``digests`` and ``versions`` that must be found, and the ``folder`` of the run.
+
+    Returns
+    -------
+    ``metrics``, ``cases`` (totals and counts by test case), ``seconds``, ``epochs``, ``best_epoch``.
+
+    Raises
+    ------
+    DataError
+        The data or the versions on this machine are others.
+    """
+    _check("versions", order["versions"], deciding(versions()))
+    module = seqattn.task(order["task"])
+    parts = module.splits(order["dataset"], module.SPLITS)
+    digests = {role: X.digest() for role, X in parts.items()}
+    _check("digests", order["digests"], digests)
+    folder = RunFolder(order["folder"])
+    lock = FileLock(folder.path / "lock")
+    lock.acquire()  # a process that was told to stop may still be about to
+    model = module.build(order["settings"], order["kind"], seed=order["seed"], device=order["device"])
+    of_run = Run(order["task"], order["kind"], order["dataset"], order["seed"], order["device"])
+    of_run.settings.update(module.settings(model))
+    of_run.digests.update(digests)
+    folder.begin(of_run, versions())
+    figures = folder.figures()
+    if figures is None:
+        figures = _figures(module, model, parts, folder, order["evaluation"])
+        folder.finish(figures)
+    return figures
+
+
+def _check(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise DataError(
+                f"The {what} here are not those of the process that asked: {name} is {found.get(name)!r}, "
+                f"wanted is {value!r}. Use the same data and packages on every machine."
+            )
+
+
+def _figures(
+    module: Any, model: Any, parts: Mapping[str, Any], folder: RunFolder, evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    folder.fit(module, model, parts["train"], parts["dev"], [Progress()])
+    fitted = time.perf_counter()
+    history = getattr(model, "history_", None)
+    metrics = module.evaluate(model, parts["test"], **evaluation)
+    totals, counts = module.cases(model, parts["test"], **evaluation)
+    # Of a fit that was interrupted, the epochs before count too.
+    training = sum(record["seconds"] for record in history.records) if history else fitted - began
+    figures: dict[str, Any] = json_ready(
+        {
+            "metrics": {name: value for name, value in metrics.items() if not isinstance(value, dict | list)},
+            "cases": {"totals": totals, "counts": counts},
+            "seconds": round(training + time.perf_counter() - fitted, 2),
+            "epochs": len(history.records) if history else None,
+            "best_epoch": history.best_epoch if history else None,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+    )
+    return figures

@@ -1,0 +1,363 @@
+"""A table as files: CSV with all digits, Markdown, and one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from seqattn.errors import MissingDependencyError
+from seqattn.reproduce.grid import Metric
+from seqattn.reproduce.summary import COLUMNS, Summary
+
+__all__ = ["html", "lines", "markdown", "remarks", "write"]
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1f23; --paper: #ffffff; --soft: #f2f4f7; --line: #d4d9e0; --pale: #5b6470;
+  --bad: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --paper: #16191d; --soft: #20252b; --line: #3a414a; --pale: #9aa4b0; --bad: #ff8a80; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 76rem;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+p, li { max-width: 52rem; } .pale { color: var(--pale); } .bad { color: var(--bad); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+th { background: var(--soft); } th:first-child, td:first-child, .text td, .text th { text-align: left; }
+tr.theirs td { color: var(--pale); font-style: italic; } tr.first td { border-top: 2px solid var(--line); }
+.small { font-size: .8em; color: var(--pale); } code { font-size: .85em; white-space: pre-wrap; }
+.text td { white-space: normal; vertical-align: top; } svg { height: auto; } svg text { fill: currentColor; }
+summary { cursor: pointer; }
+"""
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>{style}</style></head><body>
+"""
+_FOOT = "\n</body></html>\n"
+
+
+def _value(value: float | None, decimals: int = 4) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
+
+
+def _pvalue(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< 1e-300" if value < 1e-300 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
+
+
+def lines(summary: Summary) -> tuple[list[str], list[list[Any]]]:
+    """Return headers and rows of the table on the screen: the first metric, and published figures beside it.
+
+    Parameters
+    ----------
+    summary
+        What is told of the cells.
+    """
+    chosen = [row for row in summary.rows() if row["metric"] == summary.main.name]
+    names = ("dataset", "model", "mean", "std", "n_seeds", "published")
+    heads = ["data", "model", summary.main.title, "std", "seeds", "published"]
+    return heads, [[row[name] if row[name] is not None else None for name in names] for row in chosen]
+
+
+def write(summary: Summary, folder: str | Path) -> list[Path]:
+    """Write ``table.csv``, ``table.md`` and ``table.html``, and return their paths.
+
+    Parameters
+    ----------
+    summary
+        What is told of the cells.
+    folder
+        A folder that exists.
+    """
+    paths = [Path(folder) / f"table.{ending}" for ending in ("csv", "md", "html")]
+    with paths[0].open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(summary.rows())
+    paths[1].write_text(markdown(summary), encoding="utf-8")
+    paths[2].write_text(html(summary), encoding="utf-8")
+    return paths
+
+
+def _pivot(summary: Summary, metric: Metric) -> list[tuple[str, bool, list[str]]]:
+    """Return one row per model: its name, whether it is published only, and its cells by data set."""
+    rows = [
+        (model.name, False, [_ours(summary, dataset, model.name, metric) for dataset in summary.datasets])
+        for model in summary.grid.models
+    ]
+    names = dict.fromkeys(name for model in summary.grid.models if (name := model.published))
+    for name in (*names, *summary.others):
+        found = [summary.published(dataset, name, metric.name) for dataset in summary.datasets]
+        if any(found):
+            rows.append((name, True, [_value(each[0], 3) if each else "" for each in found]))
+    return rows
+
+
+def _ours(summary: Summary, dataset: str, model: str, metric: Metric) -> str:
+    found = summary.of(dataset, model, metric.name)
+    if found is None:
+        return "failed" if _failures(summary, dataset, model) else ""
+    return f"{_value(found.mean)} ± {_value(found.std)}" if found.std is not None else _value(found.mean)
+
+
+def _failures(summary: Summary, dataset: str, model: str) -> int:
+    places = [(record["dataset"], record["model"]) for record in summary.result.failed]
+    return places.count((dataset, model))
+
+
+def markdown(summary: Summary) -> str:
+    """Return the table as Markdown: models by data sets, comparisons, ranks, failures and sources.
+
+    Parameters
+    ----------
+    summary
+        What is told of the cells.
+    """
+    parts = [f"# {summary.grid.title}", " ".join(_introduction(summary))]
+    rows = [
+        [f"*{name}* (published)" if theirs else name, *_bold(summary, name, cells, theirs)]
+        for name, theirs, cells in _pivot(summary, summary.main)
+    ]
+    parts.append(_table_md([summary.main.title, *summary.datasets], rows))
+    if summary.comparisons:
+        parts += [f"## {_COMPARED}", _comparison_text(summary), _table_md(*_comparison_rows(summary))]
+    parts += ["## Ranks", _rank_text(summary), _table_md(*_rank_rows(summary))]
+    for title, found in remarks(summary).items():
+        parts += [f"## {title}", "\n".join(f"- {line}" for line in found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bold(summary: Summary, name: str, cells: Sequence[str], theirs: bool) -> list[str]:
+    return [
+        f"**{cell}**" if cell and not theirs and name in summary.best(dataset) else cell
+        for dataset, cell in zip(summary.datasets, cells, strict=True)
+    ]
+
+
+def _table_md(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    every = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in every)
+
+
+_COMPARED = "Against the best baseline, case by case"
+
+
+def _introduction(summary: Summary) -> list[str]:
+    better = "higher is better" if summary.main.higher_is_better else "lower is better"
+    return [
+        f"{summary.main.title.capitalize()} in {summary.main.unit}, {better}.",
+        f"Protocol: {summary.grid.protocol}. {summary.grid.protocol_text}",
+        "Trained on the training part, epoch chosen on the development part, test part looked at once.",
+        "Mean ± standard deviation over seeds; models without a random draw run once.",
+    ]
+
+
+def _comparison_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    heads = ["data", "best baseline", "difference", "95 % interval", "cases", "share better", "p", "p (Holm)"]
+    rows = [
+        [
+            each.dataset,
+            each.second,
+            f"{each.paired.difference:+.4f}",
+            f"{each.paired.low:+.4f} to {each.paired.high:+.4f}",
+            f"{each.paired.n_cases:,}",
+            f"{each.paired.share:.0%}",
+            _pvalue(each.paired.pvalue),
+            _pvalue(each.pvalue),
+        ]
+        for each in summary.comparisons
+    ]
+    return heads, rows
+
+
+def _comparison_text(summary: Summary) -> str:
+    return (
+        f"{summary.grid.reference} (mean over its seeds) minus the baseline that is best on the same test data, in "
+        f"{summary.main.unit}. Interval: bootstrap over the test cases; p: paired t test over the test cases. They say "
+        "how far another test sample could have come out otherwise, not another training run."
+    )
+
+
+def _rank_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    found = summary.ranks
+    tested = found.wilcoxon
+    heads = ["model", "average rank", *([f"p (Holm) against {summary.grid.reference}"] if tested else [])]
+    order = sorted(zip(found.average, found.models, strict=True))
+    rows = [[name, f"{rank:.2f}", *([_pvalue(tested.get(name))] if tested else [])] for rank, name in order]
+    return heads, rows if found.datasets else []
+
+
+def _rank_text(summary: Summary) -> str:
+    found = summary.ranks
+    if not found.datasets:
+        return "There is no data set on which all models have a figure."
+    text = f"Over {len(found.datasets)} data sets ({', '.join(found.datasets)}); 1 is the best."
+    if found.friedman_pvalue is not None:
+        text += f" Friedman test that all are alike: p = {_pvalue(found.friedman_pvalue)}."
+    if found.wilcoxon:
+        return f"{text} Pairs: Wilcoxon's signed-rank test over data sets, by Holm."
+    return f"{text} Tests over data sets need at least six."
+
+
+def remarks(summary: Summary) -> dict[str, list[str]]:
+    """Return what a reader must know beside the figures, by title; only what there is."""
+    result, grid = summary.result, summary.grid
+    errors = sorted(
+        {(record["dataset"], record["model"]) for record in result.complete if _is_coarse(record["metrics"])}
+    )
+    every = {
+        "Failed": [f"{_place(record)}: {record['reason']}" for record in result.failed],
+        "Skipped": [f"{name}: {reason}" for name, reason in result.skipped.items()],
+        "Data": _data_remarks(summary),
+        "Quadrature": [f"{', '.join(place)}: the integral is off by more than 0.1 %." for place in errors],
+        "Published figures": [
+            " ".join(filter(None, [f"{each.source}; protocol {each.protocol}.", each.text]))
+            for each in grid.published
+        ],
+    }
+    return {title: found for title, found in every.items() if found}
+
+
+def _data_remarks(summary: Summary) -> list[str]:
+    result, usual = summary.result, summary.grid.protocol
+    found = [
+        f"{name}: {text.removeprefix(usual).lstrip('; ')}."
+        for name, text in result.protocols.items()
+        if text != usual
+    ]
+    return found + [
+        f"{name}: the copy that comes with the package, {'a part' if name in result.partial else 'complete'}."
+        for name in sorted(result.embedded)
+    ]
+
+
+def _is_coarse(metrics: dict[str, Any]) -> bool:
+    return (metrics.get("integral_error") or 0.0) > 1e-3
+
+
+def _place(record: dict[str, Any]) -> str:
+    return f"{record['dataset']}, {record['model']}, seed {record['seed']}"
+
+
+def html(summary: Summary) -> str:
+    """Return one page: table, plots, statistics, failures, versions and commands; light or dark, without scripts.
+
+    Parameters
+    ----------
+    summary
+        What is told of the cells.
+    """
+    parts = [
+        f"<h1>{escape(summary.grid.title)}</h1>",
+        *(f"<p>{escape(each)}</p>" for each in _introduction(summary)),
+    ]
+    parts += [_failed_html(summary), _pivot_html(summary, summary.main), *_plots(summary)]
+    if summary.comparisons:
+        parts += [f"<h2>{_COMPARED}</h2><p>{escape(_comparison_text(summary))}</p>"]
+        parts += [_table_html(*_comparison_rows(summary)), _picture(summary, "differences")]
+    parts += [f"<h2>Ranks</h2><p>{escape(_rank_text(summary))}</p>", _table_html(*_rank_rows(summary))]
+    parts.append("<h2>Further metrics</h2>")
+    for metric in summary.grid.metrics[1:]:
+        better = "higher" if metric.higher_is_better else "lower"
+        title = escape(f"{metric.title} ({metric.unit}, {better} is better)")
+        parts.append(f"<details><summary>{title}</summary>{_pivot_html(summary, metric)}</details>")
+    for title, found in remarks(summary).items():
+        items = "".join(f"<li>{escape(line)}</li>" for line in found)
+        parts.append(f'<h2 id="{title.lower().replace(" ", "-")}">{title}</h2><ul>{items}</ul>')
+    parts += [_runs_html(summary), _versions_html(summary)]
+    return (
+        _HEAD.format(title=escape(summary.grid.title), style=_STYLE) + "\n".join(filter(None, parts)) + _FOOT
+    )
+
+
+def _failed_html(summary: Summary) -> str:
+    n_failed = len(summary.result.failed)
+    if not n_failed:
+        return ""
+    what = "1 cell failed and is" if n_failed == 1 else f"{n_failed} cells failed and are"
+    return f'<p class="bad">{what} not in the figures: <a href="#failed">reasons</a>.</p>'
+
+
+def _pivot_html(summary: Summary, metric: Metric) -> str:
+    rows, is_first = [], True
+    for name, theirs, cells in _pivot(summary, metric):
+        kind = ("theirs" + (" first" if is_first else "")) if theirs else ""
+        is_first = is_first and not theirs
+        label = f"{escape(name)} <span class=small>published</span>" if theirs else escape(name)
+        filled = [
+            _cell_html(summary, dataset, name, cell, theirs, metric)
+            for dataset, cell in zip(summary.datasets, cells, strict=True)
+        ]
+        rows.append(f'<tr class="{kind}"><td>{label}</td>{"".join(filled)}</tr>')
+    heads = "".join(f"<th>{escape(each)}</th>" for each in [metric.title, *summary.datasets])
+    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _cell_html(summary: Summary, dataset: str, model: str, text: str, theirs: bool, metric: Metric) -> str:
+    shown = escape(text)
+    if not theirs and text == "failed":
+        return '<td class="bad"><a class="bad" href="#failed">failed</a></td>'
+    if not theirs and metric == summary.main and model in summary.best(dataset):
+        shown = f"<b>{shown}</b>"
+    found = None if theirs else summary.of(dataset, model, metric.name)
+    if found is not None and found.n > 1:
+        shown += f" <span class=small>n={found.n}</span>"
+    if found is not None and _failures(summary, dataset, model):
+        shown += f' <a class="bad" href="#failed">{_failures(summary, dataset, model)} failed</a>'
+    return f"<td>{shown}</td>"
+
+
+def _table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    head = "".join(f"<th>{escape(each)}</th>" for each in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _plots(summary: Summary) -> list[str]:
+    if not summary.spreads:
+        return ["<p>No cell is complete.</p>"]
+    return ["<h2>Figures by data set</h2>", _picture(summary, "values")]
+
+
+def _picture(summary: Summary, name: str) -> str:
+    from seqattn.reproduce import pictures
+
+    try:
+        return f"<figure>{getattr(pictures, name)(summary)}</figure>"
+    except MissingDependencyError as error:
+        return f'<p class="pale">No plot. {escape(str(error))}</p>'
+
+
+def _runs_html(summary: Summary) -> str:
+    rows = [
+        [
+            record["dataset"],
+            record["model"],
+            str(record["seed"]),
+            _value(record["metrics"].get(summary.main.name)) if record["status"] == "complete" else "failed",
+            f"{record['seconds']:.1f}" if "seconds" in record else "",
+            f"{record['best_epoch']} of {record['epochs']}" if record.get("best_epoch") else "",
+            record["ended"],
+            record["command"],
+        ]
+        for record in [*summary.result.complete, *summary.result.failed]
+    ]
+    heads = ["data", "model", "seed", summary.main.title, "seconds", "best epoch", "ended", "command"]
+    table = _table_html(heads, rows, "text")
+    return f"<h2>Runs</h2><details><summary>{len(rows)} cells with seconds and commands</summary>{table}</details>"
+
+
+def _versions_html(summary: Summary) -> str:
+    found: dict[str, list[str]] = {}
+    for record in [*summary.result.complete, *summary.result.failed]:
+        for name, version in record["versions"].items():
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+    text = ", ".join(f"{name} {' and '.join(every)}" for name, every in found.items())
+    return f"<h2>Versions</h2><p>{escape(text)}</p>"
