@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from seqattn.cli.console import example, flag, note, options, show, stopped
+from seqattn.cli.console import example, flag, options, show, stopped
 
 __all__ = ["reproduce"]
 
@@ -54,7 +54,7 @@ def reproduce(
     goes on with the cells that are left. What failed is shown, and runs again only with --retry-failed.
     """
     from seqattn.report import table as as_text
-    from seqattn.reproduce.page import lines, remarks, write
+    from seqattn.reproduce.page import introduction, lines, remarks, write
     from seqattn.reproduce.run import Plan
     from seqattn.reproduce.run import reproduce as work_off
     from seqattn.reproduce.summary import Summary
@@ -75,8 +75,11 @@ def reproduce(
     result = work_off(plan)
     summary = Summary(result)
     files = write(summary, folder)
-    for title, found in remarks(summary).items():
-        note(f"{title}:\n" + "\n".join(f"  {line}" for line in found))
-    show(summary.to_json(), f"{as_text(*lines(summary))}\n\n" + "\n".join(f"Table: {path}" for path in files))
+    parts = [" ".join(introduction(summary)), as_text(*lines(summary))]
+    parts += [
+        "\n".join([f"{title}:", *(f"  {line}" for line in found)])
+        for title, found in remarks(summary).items()
+    ]
+    show(summary.to_json(), "\n\n".join([*parts, "\n".join(f"Table: {path}" for path in files)]))
     if result.failed:
         click.get_current_context().exit(1)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from seqattn.errors import MissingDependencyError
-from seqattn.reproduce.grid import Metric
+from seqattn.reproduce.grid import Metric, Published
 from seqattn.reproduce.summary import COLUMNS, Summary
 
-__all__ = ["html", "lines", "markdown", "remarks", "write"]
+__all__ = ["html", "introduction", "lines", "markdown", "remarks", "write"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f23; --paper: #ffffff; --soft: #f2f4f7; --line: #d4d9e0; --pale: #5b6470;
@@ -62,7 +62,11 @@ def lines(summary: Summary) -> tuple[list[str], list[list[Any]]]:
     chosen = [row for row in summary.rows() if row["metric"] == summary.main.name]
     names = ("dataset", "model", "mean", "std", "n_seeds", "published")
     heads = ["data", "model", summary.main.title, "std", "seeds", "published"]
-    return heads, [[row[name] if row[name] is not None else None for name in names] for row in chosen]
+    rows = [[row[name] for name in names] for row in chosen]
+    if not summary.result.failed:
+        return heads, rows
+    failed = [_failures(summary, row["dataset"], row["model"]) or None for row in chosen]
+    return [*heads, "failed"], [[*row, count] for row, count in zip(rows, failed, strict=True)]
 
 
 def write(summary: Summary, folder: str | Path) -> list[Path]:
@@ -119,7 +123,7 @@ def markdown(summary: Summary) -> str:
     summary
         What is told of the cells.
     """
-    parts = [f"# {summary.grid.title}", " ".join(_introduction(summary))]
+    parts = [f"# {summary.grid.title}", " ".join(introduction(summary))]
     rows = [
         [f"*{name}* (published)" if theirs else name, *_bold(summary, name, cells, theirs)]
         for name, theirs, cells in _pivot(summary, summary.main)
@@ -148,7 +152,14 @@ def _table_md(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 _COMPARED = "Against the best baseline, case by case"
 
 
-def _introduction(summary: Summary) -> list[str]:
+def introduction(summary: Summary) -> list[str]:
+    """Return what the figures mean, in sentences.
+
+    Parameters
+    ----------
+    summary
+        What is told of the cells.
+    """
     better = "higher is better" if summary.main.higher_is_better else "lower is better"
     return [
         f"{summary.main.title.capitalize()} in {summary.main.unit}, {better}.",
@@ -206,7 +217,13 @@ def _rank_text(summary: Summary) -> str:
 
 
 def remarks(summary: Summary) -> dict[str, list[str]]:
-    """Return what a reader must know beside the figures, by title; only what there is."""
+    """Return what a reader must know beside the figures, by title; only what there is.
+
+    Parameters
+    ----------
+    summary
+        What is told of the cells.
+    """
     result, grid = summary.result, summary.grid
     errors = sorted(
         {(record["dataset"], record["model"]) for record in result.complete if _is_coarse(record["metrics"])}
@@ -217,8 +234,7 @@ def remarks(summary: Summary) -> dict[str, list[str]]:
         "Data": _data_remarks(summary),
         "Quadrature": [f"{', '.join(place)}: the integral is off by more than 0.1 %." for place in errors],
         "Published figures": [
-            " ".join(filter(None, [f"{each.source}; protocol {each.protocol}.", each.text]))
-            for each in grid.published
+            _source(each) for each in grid.published if each.figures.keys() & set(summary.datasets)
         ],
     }
     return {title: found for title, found in every.items() if found}
@@ -235,6 +251,10 @@ def _data_remarks(summary: Summary) -> list[str]:
         f"{name}: the copy that comes with the package, {'a part' if name in result.partial else 'complete'}."
         for name in sorted(result.embedded)
     ]
+
+
+def _source(each: Published) -> str:
+    return " ".join(filter(None, [f"{each.source}; protocol {each.protocol}.", each.text]))
 
 
 def _is_coarse(metrics: dict[str, Any]) -> bool:
@@ -255,7 +275,7 @@ def html(summary: Summary) -> str:
     """
     parts = [
         f"<h1>{escape(summary.grid.title)}</h1>",
-        *(f"<p>{escape(each)}</p>" for each in _introduction(summary)),
+        *(f"<p>{escape(each)}</p>" for each in introduction(summary)),
     ]
     parts += [_failed_html(summary), _pivot_html(summary, summary.main), *_plots(summary)]
     if summary.comparisons:

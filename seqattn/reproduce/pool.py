@@ -75,12 +75,13 @@ class Launcher:
         return {"key": order["key"], **outcome}
 
     def _outcome(self, process: subprocess.Popen[bytes], order: bytes, log: Path) -> dict[str, Any]:
-        with cast(IO[bytes], process.stdin) as there, cast(IO[bytes], process.stdout) as back:
+        with cast(IO[bytes], process.stdin) as there:
             with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code tells more
                 there.write(order)
                 there.flush()
-            answer = back.read()
-            code = process.wait()
+            process.stdin = None  # it stays open as long as the answer is awaited
+            answer = _answer(process)
+        code = process.returncode
         if code == 0:
             return dict(json.loads(answer.splitlines()[-1]))
         if self._is_stopping:
@@ -100,13 +101,21 @@ class Launcher:
                 process.wait()
 
 
+def _answer(process: subprocess.Popen[bytes]) -> bytes:
+    """Return what a process writes until it ends."""
+    # Waiting without end would not hear Ctrl-C: polars handles that signal so that a blocked read goes on.
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=_PATIENCE)[0]
+
+
 def _environment(threads: int) -> dict[str, str]:
     """Return the environment of a cell: this package, and threads that do not spin while they wait."""
     path = os.pathsep.join(
         filter(None, [str(Path(seqattn.__file__).parents[1]), os.environ.get("PYTHONPATH")])
     )
-    usual = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-    return {**usual, **os.environ, "PYTHONPATH": path}
+    given = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    return {**given, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
 def _reason(code: int, log: Path) -> str:
@@ -169,10 +178,8 @@ def run_all(
         )
     # Each cell has its own process in any case; here threads only wait for them.
     name = "threading" if backend == "local" else backend
-    with _engine(backend, workers, scheduler):
-        pool = joblib.Parallel(
-            n_jobs=workers, backend=name, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
-        )
+    with _engine(backend, workers, scheduler), joblib.parallel_config(name, n_jobs=workers):
+        pool = joblib.Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
         yield from pool(joblib.delayed(launcher)(order) for order in orders)
 
 

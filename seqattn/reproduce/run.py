@@ -322,7 +322,9 @@ def _work_off(plan: Plan, grid: Grid, cells: Sequence[Cell], results: Results) -
     baselines = {model.name for model in grid.models if model.is_baseline}
     todo.sort(key=lambda cell: (cell.identity.model not in baselines, cell.identity.seed))
     done, failed = (list(states.values()).count(state) for state in ("complete", "failed"))
-    plan.say(f"{len(cells)} cells: {done} complete, {failed} failed before, {len(todo)} to run")
+    plan.say(
+        f"{len(cells)} cell{'s' * (len(cells) != 1)}: {done} complete, {failed} failed before, {len(todo)} to run"
+    )
     if failed and not plan.retry_failed:
         plan.say("Failed cells do not run again by themselves; --retry-failed runs them.")
     if not todo:

@@ -1,0 +1,108 @@
+"""Grids: what comes with the package is sound, and a file with an error is refused with the place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import seqattn
+from seqattn.data import catalog
+from seqattn.errors import ParameterError
+from seqattn.reproduce.grid import Grid, nouns
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = """
+title = "T"
+task = "hawkes"
+reference = "A"
+protocol = "full"
+protocol_text = "All."
+evaluation = { convention = "full" }
+[[metrics]]
+name = "loglik_per_event"
+title = "log-likelihood"
+unit = "nats"
+[[models]]
+name = "A"
+model = "poisson"
+[[datasets]]
+name = "taxi"
+"""
+
+
+@pytest.mark.parametrize("noun", nouns())
+def test_every_name_in_a_grid_of_the_package_exists(noun):
+    grid = Grid.of(noun)
+    module = seqattn.task(grid.task)
+    known = {entry.name for entry in catalog.entries(noun)}
+    assert {dataset.name for dataset in grid.datasets} <= known
+    assert {model.model for model in grid.models} <= set(module.MODELS)
+    assert {name for table in grid.published for name in table.figures} <= known
+    assert {table.metric for table in grid.published} <= {metric.name for metric in grid.metrics}
+    named = {name for table in grid.published for figures in table.figures.values() for name in figures}
+    assert {model.published for model in grid.models} - {""} <= named
+    for model in grid.models:
+        module.build(model.settings, model.model)
+
+
+def test_published_figures_stand_under_our_protocol_and_name_their_source():
+    for table in Grid.of("tpp").published:
+        assert table.source
+        assert table.protocol == Grid.of("tpp").protocol
+
+
+def test_the_best_published_figure_is_not_below_any_other():
+    for table in Grid.of("tpp").published:
+        for figures in table.figures.values():
+            assert figures.get("best", max(figures.values())) == max(figures.values())
+
+
+def test_the_published_figures_are_those_of_the_readme():
+    rows = re.findall(r"^\| `(\w+)` \| (-?[\d.]+) \| (-?[\d.]+) \|", (ROOT / "README.md").read_text(), re.M)
+    grid = Grid.of("tpp")
+    assert len(rows) >= 3
+    for dataset, sahp, best in rows:
+        assert grid.figure(dataset, "SAHP", "loglik_per_event")[0] == float(sahp)
+        assert grid.figure(dataset, "best", "loglik_per_event")[0] == float(best)
+
+
+def test_names_are_chosen_in_the_order_of_the_grid_and_by_alias():
+    grid = Grid.of("tpp").select(["mimic-ii", "taxi"], ["PoissonProcess", "SAHP"])
+    assert [dataset.name for dataset in grid.datasets] == ["taxi", "mimic-ii/fold1"]
+    assert [model.name for model in grid.models] == ["SAHP", "PoissonProcess"]
+    assert "multivariate Hawkes" in grid.others("taxi")
+    assert "SAHP" not in grid.others("taxi")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Grid.of("tppp"), "There is no table 'tppp'. Tables: tpp. Did you mean 'tpp'?"),
+        (lambda: Grid.of("tpp").select(["taxii"]), "'taxii' is not a data set of the table. .*'taxi'?"),
+        (lambda: Grid.of("tpp").select(models=["SAPH"]), "'SAPH' is not a model of the table. .*'SAHP'?"),
+    ],
+    ids=["table", "data set", "model"],
+)
+def test_an_unknown_name_suggests_the_nearest(make, message):
+    with pytest.raises(ParameterError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('unit = "nats"', "", "lacks the key 'unit' of Metric"),
+        ('title = "T"', 'titel = "T"', "'titel' is not a key of .*Did you mean 'title'"),
+        ('reference = "A"', 'reference = "B"', "'B' is not a model of"),
+        ('[[datasets]]\nname = "taxi"', "", "names no metrics, no models or no data sets"),
+    ],
+)
+def test_a_grid_with_an_error_is_refused(tmp_path, before, after, message):
+    path = tmp_path / "grid.toml"
+    path.write_text(SMALL)
+    assert Grid.load(path).models[0].settings == {}
+    path.write_text(SMALL.replace(before, after))
+    with pytest.raises(ParameterError, match=message):
+        Grid.load(path)
