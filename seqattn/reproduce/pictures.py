@@ -148,6 +148,7 @@ def _svg(figure: Any, name: str) -> str:
         r"<metadata>.*?</metadata>", "", text.getvalue()[text.getvalue().index("<svg") :], flags=re.S
     )
     body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)  # nothing refers to them, and two pictures have the same
     size = re.search(r'viewBox="([^"]*)"', body)
     head = f'<svg role="img" viewBox="{size.group(1) if size else ""}" style="width:100%;max-width:60rem">'
     return (

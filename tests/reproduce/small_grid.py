@@ -29,8 +29,16 @@ higher_is_better = false
 [[models]]
 name = "SAHP"
 model = "sahp"
-settings = { baselines = false, epochs = 1, d_model = 8, n_heads = 1, n_layers = 1, n_decays = 1, own_kernels = 0, gap_kernels = 0 }
 published = "SAHP"
+[models.settings]
+baselines = false
+epochs = 1
+d_model = 8
+n_heads = 1
+n_layers = 1
+n_decays = 1
+own_kernels = 0
+gap_kernels = 0
 
 [[models]]
 name = "PoissonProcess"

@@ -96,7 +96,9 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
 def test_average_ranks_share_ties():
     found = ranks([[0.3, 0.1, 0.3], [5.0, 1.0, 2.0]], ["a", "b", "c"], ["x", "y"], "a")
     assert found.average == [1.25, 3.0, 1.75]
-    lower = ranks([[0.3, 0.1, 0.3], [5.0, 1.0, 2.0]], ["a", "b", "c"], ["x", "y"], "a", higher_is_better=False)
+    lower = ranks(
+        [[0.3, 0.1, 0.3], [5.0, 1.0, 2.0]], ["a", "b", "c"], ["x", "y"], "a", higher_is_better=False
+    )
     assert lower.average == [2.75, 1.0, 2.25]
 
 

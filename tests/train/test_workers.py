@@ -151,3 +151,12 @@ def test_a_lock_that_cannot_be_had_leaves_the_handlers_as_they_were(tmp_path):
     with pytest.raises(FileNotFoundError), FileLock(tmp_path / "none" / "a.lock"):
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_lock_that_is_held_is_not_waited_for_if_so_asked(tmp_path):
+    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert first.acquire(wait=False)
+    assert not second.acquire(wait=False)
+    first.release()
+    assert second.acquire(wait=False)
+    second.release()
