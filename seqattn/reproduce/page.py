@@ -29,8 +29,8 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { background: var(--soft); } th:first-child, td:first-child, .text td, .text th { text-align: left; }
 tr.theirs td { color: var(--pale); font-style: italic; } tr.first td { border-top: 2px solid var(--line); }
 .small { font-size: .8em; color: var(--pale); } code { font-size: .85em; white-space: pre-wrap; }
-.text td { white-space: normal; vertical-align: top; } svg { height: auto; } svg text { fill: currentColor; }
-summary { cursor: pointer; }
+.text td { white-space: normal; vertical-align: top; } summary { cursor: pointer; } a { color: inherit; }
+figure { margin: 1rem 0; overflow-x: auto; } svg { height: auto; min-width: 42rem; } svg text { fill: currentColor; }
 """
 
 
@@ -330,7 +330,9 @@ def _cell_html(summary: Summary, dataset: str, model: str, text: str, theirs: bo
         shown += f" <span class=small>n={found.n}</span>"
     if found is not None and _failures(summary, dataset, model):
         shown += f' <a class="bad" href="#failed">{_failures(summary, dataset, model)} failed</a>'
-    return f"<td>{shown}</td>"
+    if found is None or found.low is None:
+        return f"<td>{shown}</td>"
+    return f'<td title="95 % interval over seeds: {_value(found.low)} to {_value(found.high)}">{shown}</td>'
 
 
 def _table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:

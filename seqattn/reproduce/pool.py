@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import joblib
 from joblib import parallel
 
 import seqattn
-from seqattn.errors import MissingDependencyError, ParameterError
+from seqattn.errors import BackendError, MissingDependencyError, ParameterError
 from seqattn.train.config import check_names
 from seqattn.train.folder import make_folder
 
@@ -170,6 +171,8 @@ def run_all(
         There is no such backend, or a scheduler was given to one that has none.
     MissingDependencyError
         The backend's package is not installed.
+    BackendError
+        No scheduler answers at the address.
     """
     check_names([backend], backends(), "a backend")
     if scheduler is not None and backend != "dask":
@@ -197,7 +200,15 @@ def _engine(backend: str, workers: int, scheduler: str | None) -> Iterator[None]
         ) from error
     with contextlib.ExitStack() as stack:
         if scheduler is None:
-            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+            )
             scheduler = stack.enter_context(cluster).scheduler_address
-        stack.enter_context(Client(scheduler))
+        try:
+            client = Client(scheduler)
+        except OSError as error:
+            raise BackendError(
+                f"No Dask scheduler answers at {scheduler!r}. Start one, or correct it."
+            ) from error
+        stack.enter_context(client)
         yield

@@ -220,6 +220,11 @@ class Summary:
         return {
             "reproduce": result.plan.noun,
             "table": self.rows(),
+            "intervals": [
+                {"dataset": dataset, "model": model, "metric": metric, "low": found.low, "high": found.high}
+                for (dataset, model, metric), found in self.spreads.items()
+                if found.low is not None
+            ],
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "ranks": asdict(self.ranks),
             "n_complete": len(result.complete),
