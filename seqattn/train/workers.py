@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -97,6 +98,8 @@ def run_processes(work: Callable[..., None], arguments: tuple[Any, ...], count: 
             for process in processes:
                 process.start()
         for process in processes:
+            # Not join at once: polars handles Ctrl-C so that waiting for a process without end goes on.
+            connection.wait([process.sentinel])
             process.join()
     finally:
         _stop([process for process in processes if process.is_alive()])

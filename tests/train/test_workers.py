@@ -160,3 +160,26 @@ def test_a_lock_that_is_held_is_not_waited_for_if_so_asked(tmp_path):
     first.release()
     assert second.acquire(wait=False)
     second.release()
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_heard_at_once_though_polars_handles_it_too(tmp_path):
+    (tmp_path / "napping.py").write_text(
+        "import pathlib, time\ndef nap(path): pathlib.Path(path).touch(), time.sleep(60)\n"
+    )
+    code = "import sys, polars, napping; from seqattn.train.workers import run_processes as run; "
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code} run(napping.nap, (sys.argv[1],), 1)", str(tmp_path / "begun")],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), str(tmp_path)]),
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=40)
+    assert "KeyboardInterrupt" in errors
