@@ -346,14 +346,10 @@ class SAHP(CallbackSupport, PointProcess):
         """Start the kernels at the gaps of the training data, no narrower than a grid of its times."""
         grid = train.grid()
         narrowest = 0.0 if grid is None else grid.spacing / self.scale_
-        for bank, gaps, spacing in (
-            (self.module_.own, recurrences, "range"),
-            (self.module_.gap, inner_gaps, "neighbours"),
-        ):
+        for bank, gaps in ((self.module_.own, recurrences), (self.module_.gap, inner_gaps)):
             if bank is not None:
                 types, lengths = gaps(train)
-                start = kernel_starts(types, lengths / self.scale_, *bank.shape[::-1], spacing)
-                bank.place(*start, narrowest)
+                bank.place(*kernel_starts(types, lengths / self.scale_, *bank.shape[::-1]), narrowest)
 
     def _split(self, sequences: Sequences, validation: Any, seed: int) -> tuple[Sequences, Sequences | None]:
         """Return what is trained on and what is held out."""

@@ -162,11 +162,12 @@ def _log_terms(argument: Tensor, reached: Tensor, centre: Tensor, width: Tensor)
 
 
 def kernel_starts(
-    types: NDArray[np.int64], gaps: NDArray[np.float64], n_types: int, n_kernels: int, spacing: str
+    types: NDArray[np.int64], gaps: NDArray[np.float64], n_types: int, n_kernels: int
 ) -> tuple[Float[Tensor, "kernels types"], Float[Tensor, "kernels types"]]:
     r"""Return centres and widths of kernels that cover the gaps of each type.
 
-    Centres are the quantiles :math:`(m - 1/2)/M`. Types with fewer than 21 gaps take those of all types together.
+    Centres are the quantiles :math:`(m - 1/2)/M`, widths 0.7 of the distance of the quantiles :math:`m/M` that enclose
+    the centre: narrow where gaps are many. Types with fewer than 21 gaps take those of all types together.
 
     Parameters
     ----------
@@ -174,9 +175,6 @@ def kernel_starts(
         Type and length of each gap, in model units.
     n_types, n_kernels
         Types, and kernels per type M.
-    spacing
-        Widths: ``"range"`` for (q90 - q10) / 2M, ``"neighbours"`` for 0.7 of the distance of the quantiles
-        :math:`m/M` that enclose the centre.
     """
     centre, width = np.empty((n_kernels, n_types)), np.empty((n_kernels, n_types))
     order = np.argsort(types, kind="stable")
@@ -186,10 +184,8 @@ def kernel_starts(
     for kind, (low, high) in enumerate(pairwise(bounds)):
         own = gaps[order[low:high]] if high - low >= _ENOUGH_GAPS else pooled
         centre[:, kind] = np.quantile(own, levels)
-        if spacing == "range":
-            width[:, kind] = np.subtract(*np.quantile(own, [0.9, 0.1])) / (2 * n_kernels)
-        else:
-            width[:, kind] = 0.7 * np.diff(np.quantile(own, edges))
+        # One width for all, (q90 - q10) / 2M, was 0.02 nats per event worse on taobao (dev), whose gaps are skewed.
+        width[:, kind] = 0.7 * np.diff(np.quantile(own, edges))
     return torch.from_numpy(centre).clamp(min=_SMALLEST), torch.from_numpy(width).clamp(min=_SMALLEST)
 
 

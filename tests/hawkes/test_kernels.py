@@ -145,15 +145,12 @@ def test_kernels_start_at_the_quantiles_of_each_type():
     rng = np.random.default_rng(0)
     gaps = [rng.uniform(0, 1, 400), rng.uniform(10, 20, 400), rng.uniform(0, 1, 5)]
     types = np.repeat([0, 1, 2], [len(part) for part in gaps])
-    centre, width = kernel_starts(types, np.concatenate(gaps), 3, 4, "range")
+    centre, width = kernel_starts(types, np.concatenate(gaps), 3, 4)
     expected = np.quantile(gaps[1], [1 / 8, 3 / 8, 5 / 8, 7 / 8])
     assert centre[:, 1].tolist() == pytest.approx(expected)
-    spread = np.quantile(gaps[1], 0.9) - np.quantile(gaps[1], 0.1)
-    assert width[:, 1].tolist() == pytest.approx([spread / 8] * 4)
+    assert width[:, 1].tolist() == pytest.approx(0.7 * np.diff(np.quantile(gaps[1], np.arange(5) / 4)))
     pooled = np.quantile(np.concatenate(gaps), [1 / 8, 3 / 8, 5 / 8, 7 / 8])
     assert centre[:, 2].tolist() == pytest.approx(pooled)  # too few of its own
-    near = kernel_starts(types, np.concatenate(gaps), 3, 4, "neighbours")[1]
-    assert near[:, 0].tolist() == pytest.approx(0.7 * np.diff(np.quantile(gaps[0], np.arange(5) / 4)))
 
 
 @pytest.mark.parametrize("n_types", [1, 22, 75, 1000])
