@@ -24,6 +24,7 @@ from seqattn.cli.console import (
     Commands,
     example,
     flag,
+    is_first,
     note,
     options,
     picture,
@@ -306,7 +307,7 @@ def evaluate(
     from seqattn.report import evaluation_text, to_json, write_table
     from seqattn.train.folder import make_folder
 
-    folder = None if output is None else make_folder(output)
+    folder = None if output is None or not is_first() else make_folder(output)
     module, estimator = _opened(model, device)
     name, X = _data_for(module, estimator, model, **which)
     asked: dict[str, Any] = {} if convention is None else {"convention": convention}

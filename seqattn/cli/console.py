@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,21 @@ import click
 
 from seqattn.errors import DataError, MissingDependencyError, ParameterError, SeqattnError, SeqattnWarning
 
-__all__ = ["Commands", "example", "flag", "note", "options", "picture", "show", "stopped", "table_writer"]
+__all__ = [
+    "Commands",
+    "example",
+    "flag",
+    "is_first",
+    "note",
+    "options",
+    "picture",
+    "show",
+    "stopped",
+    "table_writer",
+]
 
+# Commands whose work several processes share.
+_SHARED = ("fit", "predict", "evaluate")
 _WRITERS = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
 
 
@@ -30,8 +45,57 @@ def example(line: str) -> str:
     return f"Example:\n\n\b\n  seqattn {line}"
 
 
+def _is_one_of_many() -> bool:
+    """Tell a process of torchrun that has others beside it; asked without importing torch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def is_first() -> bool:
+    """Return whether this process speaks and writes files: the only one, or the first under torchrun."""
+    return not _is_one_of_many() or os.environ["RANK"] == "0"
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Under torchrun let the processes share scores and forecasts, and silence all but the first."""
+    if not _is_one_of_many():
+        yield
+        return
+    from seqattn.train.distributed import together
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(together())
+        if not is_first():
+            nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+def _complain(tell: Callable[[], None]) -> None:
+    """Tell what went wrong; of several processes the one that knows it first does."""
+    if not _is_one_of_many():
+        tell()
+        return
+    from seqattn.train.distributed import tell_once
+
+    tell_once(tell)
+
+
 class Commands(click.Group):
     """A group of commands that turns what goes wrong in one of them into a line and an exit code."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; under torchrun refuse those that would do everything several times."""
+        found = super().resolve_command(ctx, args)
+        if _is_one_of_many() and found[0] not in _SHARED:
+            raise ParameterError(
+                f"{found[0]!r} runs in one process: start it without torchrun. "
+                f"Under torchrun run {', '.join(_SHARED)}."
+            )
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command.
@@ -46,21 +110,30 @@ class Commands(click.Group):
             warnings.simplefilter("always", SeqattnWarning)
             warnings.showwarning = _show_warning
             try:
-                return super().invoke(ctx)
-            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                with _one_voice():
+                    return super().invoke(ctx)
+            except (click.exceptions.Exit, click.Abort):
                 raise
+            except click.ClickException as error:
+                _complain(error.show)
+                ctx.exit(error.exit_code)
             except BrokenPipeError:
                 # Whoever read the output has enough of it; Python must not complain once more when it closes.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 ctx.exit(0)
             except KeyboardInterrupt:
-                click.echo(f"\nStopped. {ctx.meta.get('stopped', '')}".rstrip(), err=True)
+                text = f"\nStopped. {ctx.meta.get('stopped', '')}".rstrip()
+                _complain(lambda: click.echo(text, err=True))
                 ctx.exit(130)
             except Exception as error:  # noqa: BLE001 - a person gets a sentence, and with -v the traceback
-                if ctx.meta.get("verbose"):
-                    traceback.print_exc(file=sys.stderr)
-                click.echo(f"Error: {_sentence(error)}", err=True)
+                _complain(partial(_tell_of, error, bool(ctx.meta.get("verbose"))))
                 ctx.exit(getattr(error, "exit_code", 1))
+
+
+def _tell_of(error: Exception, is_verbose: bool) -> None:
+    if is_verbose:
+        traceback.print_exception(error, file=sys.stderr)
+    click.echo(f"Error: {_sentence(error)}", err=True)
 
 
 def _sentence(error: Exception) -> str:
@@ -130,15 +203,20 @@ def stopped(text: str) -> None:
 
 
 def picture(draw: Callable[[], Any]) -> None:
-    """Draw if matplotlib is installed, and say so if it is not.
+    """Draw if matplotlib is installed, and say so if it is not; of several processes the first one draws.
 
     Parameters
     ----------
     draw
         What draws.
     """
+    if not is_first():
+        return
+    from seqattn.train.distributed import alone
+
     try:
-        draw()
+        with alone():
+            draw()
     except MissingDependencyError as error:
         note(str(error))
 
@@ -214,5 +292,7 @@ def table_writer(output: str | None) -> Callable[[Any], None]:
     ending = Path(output).suffix.lower()
     if ending not in _WRITERS:
         raise ParameterError(f"--output {output!r} ends in {ending!r}. Use one of {', '.join(_WRITERS)}.")
+    if not is_first():
+        return lambda frame: None
     make_folder(Path(output).parent)
     return lambda frame: getattr(frame, _WRITERS[ending])(output)

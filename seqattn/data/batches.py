@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -299,6 +300,44 @@ class Batches:
 
     def __iter__(self) -> Iterator[EventBatch]:
         return (self[i] for i in range(len(self)))
+
+    def share(self, rank: int, size: int) -> Batches:
+        """Return the part of each batch that one of several processes computes.
+
+        Parameters
+        ----------
+        rank
+            Number of the process, from 0.
+        size
+            Number of processes.
+
+        Returns
+        -------
+        As many batches, with about the same number of tokens in the parts of all processes. Together the parts hold
+        each sequence once; a part is empty where a batch has fewer sequences than there are processes.
+
+        Examples
+        --------
+        >>> data = Sequences.from_lists([([1.0, 4.0], [0, 1]), ([2.0], [0]), ([3.0], [0])], window=(0, 10))
+        >>> whole = batches(data, budget=9)
+        >>> [whole.share(rank, 2)[0].rows.tolist() for rank in range(2)]
+        [[0], [1, 2]]
+        """
+        lengths = self.sequences.lengths + 1
+        parts = [rows[_portion(lengths[rows], rank, size)] for rows in self.plan]
+        return Batches(self.sequences, parts, self.scale, self.dtype, self.recency)
+
+
+def _portion(lengths: np.ndarray, rank: int, size: int) -> np.ndarray:
+    """Return what a process gets when each sequence, long ones first, goes to the one that has the least."""
+    loads = [(0, number) for number in range(size)]
+    own = []
+    for place in np.argsort(-lengths, kind="stable").tolist():
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + int(lengths[place]), number))
+        if number == rank:
+            own.append(place)
+    return np.sort(np.array(own, dtype=np.int64))
 
 
 def batches(

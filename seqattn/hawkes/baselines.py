@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from seqattn.data.batches import EventBatch, pack
+from seqattn.data.batches import Batches, EventBatch, pack
 from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError, ParameterError
 from seqattn.hawkes.counting import (
@@ -44,9 +44,11 @@ class SimpleProcess(PointProcess):
         """Return what is remembered after one more event in each history."""
         return memory
 
-    def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
-        for batch in self._packed(sequences, torch.float64):
-            yield batch, self._recall(self._memories(batch))
+    def _packed(self, sequences: Sequences) -> Batches:
+        return self._buckets(sequences, torch.float64)
+
+    def _state(self, batch: EventBatch) -> tuple[EventBatch, Intensity]:
+        return batch, self._recall(self._memories(batch))
 
     def _histories(self, sequences: Sequences) -> Histories:
         batch = pack(sequences, np.arange(len(sequences)), dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from seqattn.attention.patterns import Pattern
-from seqattn.data.batches import EventBatch, batches, pack
+from seqattn.data.batches import Batches, EventBatch, batches, pack
 from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.errors import BackendError, DataError, ParameterError, SeqattnWarning
@@ -29,6 +29,7 @@ from seqattn.hawkes.model import SelfAttentiveHawkes
 from seqattn.hawkes.process import PointProcess
 from seqattn.hawkes.reading import check_whole
 from seqattn.train.callbacks import CallbackSupport, Progress, ScikitLearnCallbacks, with_callbacks
+from seqattn.train.distributed import processes
 from seqattn.train.history import History
 from seqattn.train.loop import Observer, fit_module
 from seqattn.train.settings import FitSettings, resolve_device, resolve_precision
@@ -263,7 +264,7 @@ class SAHP(CallbackSupport, PointProcess):
         SeqattnWarning
             A type never occurs in the training data.
         """
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = processes().first(lambda: int(check_random_state(self.random_state).randint(2**31 - 1)))
         settings = self._settings(seed)
         train, held_out = self._split(self._read_training(X), validation, seed)
         self._warn_of_unseen(train)
@@ -372,7 +373,7 @@ class SAHP(CallbackSupport, PointProcess):
     def _warn_of_unseen(self, train: Sequences) -> None:
         counts = np.bincount(train.types[scored_events(train)], minlength=self.n_types_)
         unseen = [self.labels_[code] for code in np.flatnonzero(counts == 0)]
-        if unseen:
+        if unseen and processes().rank == 0:
             warnings.warn(
                 f"{len(unseen)} of {self.n_types_} types never occur in the training data, for example {unseen[0]!r}. "
                 "Their rate starts at half an event, and their embedding stays untrained.",
@@ -383,35 +384,34 @@ class SAHP(CallbackSupport, PointProcess):
     def _identity(self, train: Sequences, held_out: Sequences | None, seed: int) -> dict[str, Any]:
         """Return what must agree for a checkpoint to be this fit's."""
         params = {name: repr(value) for name, value in self.get_params(deep=False).items()}
-        for name in ("verbose", "device", "baselines"):
+        for name in ("verbose", "device", "baselines", "random_state"):  # the seed follows from the last
             params.pop(name)
         held = None if held_out is None else held_out.digest()
         return {"model": "SAHP", "seed": seed, "train": train.digest(), "validation": held, **params}
 
     def _fit_baselines(self, train: Sequences) -> dict[str, PointProcess]:
         """Fit every baseline that the data allow; those with too many types are left out."""
-        models = {}
-        for name, kind in BASELINES.items():
-            if self.n_types_ > getattr(kind, "MAX_TYPES", self.n_types_):
-                continue
-            models[name] = kind(window=self.window, unknown=self.unknown, columns=self.columns).fit(train)
-        return models
+        kinds = {
+            name: kind
+            for name, kind in BASELINES.items()
+            if self.n_types_ <= getattr(kind, "MAX_TYPES", self.n_types_)
+        }
+        options = {"window": self.window, "unknown": self.unknown, "columns": self.columns}
+        models = processes().map(lambda kind: kind(**options).fit(train), list(kinds.values()))
+        return dict(zip(kinds, models, strict=True))
 
-    def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
-        device, dtype = self._place()
-        for batch in self._packed(sequences, dtype, self.module_.needs_recency):
-            moved = batch.to(device)
-            yield moved, self._infer(moved)
+    def _packed(self, sequences: Sequences) -> Batches:
+        return self._buckets(sequences, self._place()[1], self.module_.needs_recency)
+
+    @torch.no_grad()
+    def _state(self, batch: EventBatch) -> tuple[EventBatch, Intensity]:
+        moved = batch.to(self._place()[0])
+        return moved, self.module_(moved).detach()
 
     def _histories(self, sequences: Sequences) -> Histories:
         rows = np.arange(len(sequences))
         batch = pack(sequences, rows, scale=self.scale_, dtype=torch.float64)
         return Attended.after(self.module_, batch.to(self._place()[0]))
-
-    @torch.no_grad()
-    def _infer(self, batch: EventBatch) -> Intensity:
-        intensity = self.module_(batch).detach()
-        return intensity
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
         weight = self.module_.type_embedding.weight

@@ -9,18 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from seqattn.data.batches import EventBatch
 from seqattn.data.sequences import Sequences
 from seqattn.data.table import like
 from seqattn.errors import ParameterError
 from seqattn.hawkes.forecast import next_event
+from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.reading import EventEstimator
 from seqattn.hawkes.tables import (
+    Part,
     check_begun,
     check_levels,
     empty_columns,
     event_tokens,
     fill,
     float_times,
+    forecast_columns,
     forecast_frame,
     last_times,
     present,
@@ -57,11 +61,14 @@ class Forecasting(EventEstimator):
         sequences = self._read_new(X)
         columns = empty_columns(sequences.n_events, levels)
         previous = previous_times(sequences)
-        for batch, intensity in self._states(sequences):
+
+        def part(batch: EventBatch, intensity: Intensity) -> Part:
             tokens, events = event_tokens(batch, sequences)
             answer = next_event(intensity.select(tokens), levels)
-            fill(columns, events, answer, previous[events], self.scale_, levels)
-            columns["scored"][events] = batch.scored[tokens].cpu().numpy()
+            values = forecast_columns(answer, previous[events], self.scale_, levels)
+            return events, {**values, "scored": batch.scored[tokens].cpu().numpy()}
+
+        fill(columns, self._each(sequences, part))
         rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
         position = np.arange(sequences.n_events) - sequences.offsets[:-1][rows]
         return like(forecast_frame(sequences, rows, {"position": position, **columns}), X)
@@ -102,13 +109,16 @@ class Forecasting(EventEstimator):
         at, last = present(sequences, now), last_times(sequences)
         columns = empty_columns(len(sequences), levels)
         columns["p_event"] = np.zeros(len(sequences))
-        for batch, intensity in self._states(sequences):
+
+        def part(batch: EventBatch, intensity: Intensity) -> Part:
             rows = batch.rows.cpu().numpy()
             waited = torch.from_numpy((at - last)[rows] / self.scale_).to(batch.until)
             state = intensity.select(batch.offsets[1:].long() - 1).shift(waited)
-            fill(columns, rows, next_event(state, levels), at[rows], self.scale_, levels)
+            values = forecast_columns(next_event(state, levels), at[rows], self.scale_, levels)
             span = torch.full_like(waited, (horizon or 0.0) / self.scale_)
-            columns["p_event"][rows] = -np.expm1(-state.compensator(span).double().cpu().numpy())
+            return rows, {**values, "p_event": -np.expm1(-state.compensator(span).double().cpu().numpy())}
+
+        fill(columns, self._each(sequences, part))
         del columns["scored"]
         if horizon is None:
             del columns["p_event"]
@@ -137,15 +147,19 @@ class Forecasting(EventEstimator):
         if when not in ("unknown", "given"):
             raise ParameterError(f"when={when!r} is unknown. Use 'unknown' or 'given'.")
         sequences = self._read_new(X)
-        answer = np.empty((sequences.n_events, self.n_types_))
-        for batch, intensity in self._states(sequences):
+        columns = {"p": np.empty((sequences.n_events, self.n_types_))}
+
+        def part(batch: EventBatch, intensity: Intensity) -> Part:
             tokens, events = event_tokens(batch, sequences)
             state = intensity.select(tokens)
             if when == "unknown":
-                answer[events] = next_event(state).type_probability.cpu().numpy()
+                shares = next_event(state).type_probability
             else:
-                answer[events] = torch.softmax(state.log_rates(batch.until[tokens]).double(), 1).cpu().numpy()
-        return answer
+                shares = torch.softmax(state.log_rates(batch.until[tokens]).double(), 1)
+            return events, {"p": shares.cpu().numpy()}
+
+        fill(columns, self._each(sequences, part))
+        return columns["p"]
 
     def intensity(self, X: Any, times: Any) -> NDArray[np.float64]:
         """Return the intensity of each type at given times, from the events strictly before them.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from seqattn.data.batches import EventBatch, batches
+from seqattn.data.batches import Batches, EventBatch, batches
 from seqattn.data.sequences import Sequences
 from seqattn.errors import ArtifactError, DataError, ParameterError
 from seqattn.hawkes.histories import Histories
 from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.tables import reading_names, window_of_fit
 from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
+from seqattn.train.distributed import scoring_processes
 from seqattn.train.parameters import decode_parameter, encode_parameter, encode_parameters
 
 # Tokens per batch where no gradient is kept.
@@ -29,12 +30,14 @@ _SCORING_BATCH = 8192
 # 32 MB, just below the limit from which glibc gives memory back at once, and the heap fragments.
 _SCORING_CELLS = 6_000_000
 
+T = TypeVar("T")
+
 
 class EventEstimator(BaseEstimator):
     """Reading, states and files of the estimators for event sequences in continuous time.
 
-    A subclass fits itself and yields, for batches of sequences, the intensities after each token
-    (:meth:`_states`). What can be asked of it then stands in the chapters that
+    A subclass fits itself, packs sequences for scoring (:meth:`_packed`) and computes the intensities after each
+    token of a batch (:meth:`_state`). What can be asked of it then stands in the chapters that
     :class:`seqattn.hawkes.process.PointProcess` joins.
     """
 
@@ -55,8 +58,20 @@ class EventEstimator(BaseEstimator):
         """Return the states just after the last events, in model units, to which events can be added."""
 
     @abstractmethod
+    def _packed(self, sequences: Sequences) -> Batches:
+        """Return batches for scoring, in model units."""
+
+    @abstractmethod
+    def _state(self, batch: EventBatch) -> tuple[EventBatch, Intensity]:
+        """Return a batch where the model computes, and the intensities after each of its tokens, in model units."""
+
     def _states(self, sequences: Sequences) -> Iterator[tuple[EventBatch, Intensity]]:
-        """Yield packed batches with the intensities after each of their tokens, both in model units."""
+        """Yield packed batches with the intensities after each of their tokens."""
+        return (self._state(batch) for batch in self._packed(sequences))
+
+    def _each(self, sequences: Sequences, work: Callable[[EventBatch, Intensity], T]) -> list[T]:
+        """Return what a function gives for each batch and its intensities; processes together share the batches."""
+        return scoring_processes().map(lambda batch: work(*self._state(batch)), self._packed(sequences))
 
     def _read(self, X: Any, **options: Any) -> Sequences:
         """Return the input as sequences; tables are read with the estimator's columns and window."""
@@ -88,12 +103,10 @@ class EventEstimator(BaseEstimator):
             raise DataError(f"The times are {kinds[0]}, but the model was fitted to {kinds[1]}. Give those.")
         return sequences
 
-    def _packed(
-        self, sequences: Sequences, dtype: torch.dtype, recency: bool = False
-    ) -> Iterator[EventBatch]:
-        """Yield batches for scoring: bucketed by length, never shuffled, smaller where there are many types."""
+    def _buckets(self, sequences: Sequences, dtype: torch.dtype, recency: bool = False) -> Batches:
+        """Return batches bucketed by length, never shuffled, smaller where there are many types."""
         budget = max(256, min(_SCORING_BATCH, _SCORING_CELLS // self.n_types_))
-        yield from batches(sequences, budget, scale=self.scale_, dtype=dtype, recency=recency)
+        return batches(sequences, budget, scale=self.scale_, dtype=dtype, recency=recency)
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted estimator to one safetensors file; open it with :func:`seqattn.load`.

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqattn.data.batches import EventBatch
 from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError, SeqattnWarning
+from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.likelihood import IntervalScores, LogLikelihood, score_intervals
 from seqattn.hawkes.metrics import EventForecasts, residual_metrics, time_metrics, type_metrics
 from seqattn.hawkes.reading import EventEstimator
@@ -27,10 +29,9 @@ class Scoring(EventEstimator):
     baselines_: dict[str, Any]
 
     def _scores(self, sequences: Sequences, refine: int = 1) -> IntervalScores:
-        parts = [
-            score_intervals(batch, intensity, self.scale_, refine)
-            for batch, intensity in self._states(sequences)
-        ]
+        parts = self._each(
+            sequences, lambda batch, intensity: score_intervals(batch, intensity, self.scale_, refine)
+        )
         if not parts:
             raise DataError("There is no sequence to score.")
         return IntervalScores.concatenate(parts)
@@ -112,14 +113,20 @@ class Scoring(EventEstimator):
 
     def _evaluated(self, sequences: Sequences, convention: str) -> tuple[IntervalScores, EventForecasts]:
         """Score and forecast in one pass over the data, so that states are computed once."""
-        scores, chosen, places = [], [], []
-        for batch, intensity in self._states(sequences):
+
+        def both(
+            batch: EventBatch, intensity: Intensity
+        ) -> tuple[IntervalScores, EventForecasts, np.ndarray]:
             part = score_intervals(batch, intensity, self.scale_)
-            scores.append(part)
             counted = part.counted(convention) & part.ends
             tokens = torch.from_numpy(np.flatnonzero(counted)).to(batch.until.device)
-            chosen.append(forecast_events(batch, intensity, tokens, self.scale_))
-            places.append(np.asarray(sequences.offsets)[part.row[counted]] + part.position[counted])
+            place = np.asarray(sequences.offsets)[part.row[counted]] + part.position[counted]
+            return part, forecast_events(batch, intensity, tokens, self.scale_), place
+
+        parts = self._each(sequences, both)
+        if not parts:
+            raise DataError("There is no sequence to score.")
+        scores, chosen, places = map(list, zip(*parts, strict=True))
         order = np.argsort(np.concatenate(places))  # from batches back to the order of the data
         names = [field.name for field in fields(EventForecasts)]
         joined = {name: np.concatenate([getattr(part, name) for part in chosen])[order] for name in names}

@@ -21,7 +21,7 @@ from seqattn.errors import ArtifactError, DataError, ParameterError
 from seqattn.hawkes.forecast import next_event
 from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.reading import EventEstimator
-from seqattn.hawkes.tables import check_levels, empty_columns, fill, float_times, forecast_frame
+from seqattn.hawkes.tables import check_levels, float_times, forecast_columns, forecast_frame
 from seqattn.train.artifact import encode_label, load_artifact, save_artifact
 
 if TYPE_CHECKING:
@@ -141,11 +141,9 @@ class Stream:
         """
         levels = check_levels(tuple(quantiles))
         waited = self._waited(now)
-        columns = empty_columns(1, levels)
         at = np.array([self._time + float(waited[0]) * self._model.scale_])
         answer = next_event(self._state().shift(waited), levels)
-        fill(columns, np.array([0]), answer, at, self._model.scale_, levels)
-        del columns["scored"]
+        columns = forecast_columns(answer, at, self._model.scale_, levels)
         return forecast_frame(self._as_sequences(), np.array([0]), columns).drop("seq_id")
 
     def save(self, path: str | Path) -> Path:

@@ -19,6 +19,9 @@ from seqattn.hawkes.forecast import NextEvent, next_event
 from seqattn.hawkes.intensity import Intensity
 from seqattn.hawkes.metrics import EventForecasts
 
+# Numbers of rows, and what stands there by the names of the columns.
+Part = tuple[NDArray[np.int64], dict[str, NDArray[Any]]]
+
 _NAMES = {"seq_id": "seq", "t": "time", "k": "type"}
 
 
@@ -100,27 +103,31 @@ def float_times(clock: Clock, times: Any, what: str) -> NDArray[np.float64]:
 
 
 def empty_columns(n: int, levels: tuple[float, ...]) -> dict[str, NDArray[Any]]:
-    """Return the columns of a forecast table, to be filled batch by batch."""
+    """Return the columns of a forecast table, to be filled from the parts of the batches."""
     names = ["t_mean", "t_median", *(f"t_q{level!r}" for level in levels)]
     columns: dict[str, NDArray[Any]] = {name: np.empty(n) for name in names}
     return columns | {"k": np.empty(n, dtype=np.int64), "p": np.empty(n), "scored": np.zeros(n, dtype=bool)}
 
 
-def fill(
-    columns: dict[str, NDArray[Any]],
-    rows: NDArray[np.int64],
-    answer: NextEvent,
-    origin: NDArray[np.float64],
-    scale: float,
-    levels: tuple[float, ...],
-) -> None:
-    """Write forecasts into rows of the columns, times counted from ``origin`` in the user's unit."""
-    columns["t_mean"][rows] = origin + answer.mean.cpu().numpy() * scale
-    columns["t_median"][rows] = origin + answer.median.cpu().numpy() * scale
+def forecast_columns(
+    answer: NextEvent, origin: NDArray[np.float64], scale: float, levels: tuple[float, ...]
+) -> dict[str, NDArray[Any]]:
+    """Return forecasts as columns of a table, times counted from ``origin`` in the user's unit."""
+    columns = {
+        "t_mean": origin + answer.mean.cpu().numpy() * scale,
+        "t_median": origin + answer.median.cpu().numpy() * scale,
+    }
     for place, level in enumerate(levels):
-        columns[f"t_q{level!r}"][rows] = origin + answer.quantiles[:, place].cpu().numpy() * scale
+        columns[f"t_q{level!r}"] = origin + answer.quantiles[:, place].cpu().numpy() * scale
     best = answer.type_probability.max(1)
-    columns["k"][rows], columns["p"][rows] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    return columns | {"k": best.indices.cpu().numpy(), "p": best.values.cpu().numpy()}
+
+
+def fill(columns: dict[str, NDArray[Any]], parts: list[Part]) -> None:
+    """Write parts, each with the numbers of its rows, into the columns."""
+    for rows, values in parts:
+        for name, column in values.items():
+            columns[name][rows] = column
 
 
 def forecast_frame(

@@ -11,6 +11,7 @@ from typing import Any
 from seqattn.errors import DataError, ParameterError
 from seqattn.train.callbacks import JsonLog
 from seqattn.train.config import Run, json_ready
+from seqattn.train.distributed import processes
 from seqattn.train.history import History
 from seqattn.train.loop import Observer
 from seqattn.train.settings import FitSettings
@@ -87,7 +88,7 @@ class RunFolder:
     """A folder that holds one run: ``config.toml``, ``history.jsonl``, ``model.safetensors``, ``figures.json``.
 
     While training lasts there is ``checkpoint.safetensors`` too. The figures come last, so that a folder with them is
-    complete.
+    complete. Of several processes the first one reads and writes, and tells the others what it found.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = make_folder(path)
+        self.path = processes().first(lambda: make_folder(path))
         self.model = self.path / "model.safetensors"
         self.config = self.path / "config.toml"
         self.history = self.path / "history.jsonl"
@@ -121,6 +122,9 @@ class RunFolder:
         DataError
             The file is damaged.
         """
+        return processes().first(self._read_figures)
+
+    def _read_figures(self) -> dict[str, Any] | None:
         if not (self._figures.exists() and self.model.exists()):
             return None
         try:
@@ -146,6 +150,9 @@ class RunFolder:
         ParameterError
             The folder holds another run, or a model of unknown origin.
         """
+        processes().first(lambda: self._begin(run, versions, overwrite))
+
+    def _begin(self, run: Run, versions: Mapping[str, str] | None, overwrite: bool) -> None:
         there = Run.load(self.config) if self.config.exists() else None
         if there is not None and not run.differences(there):
             return
@@ -187,7 +194,7 @@ class RunFolder:
         """
         watching = [JsonLog(self.history), *observers]
         task.fit(model, train, dev, checkpoint=self._checkpoint, observers=watching)
-        model.save(self.model)
+        processes().first(lambda: model.save(self.model))
         return model
 
     def finish(self, figures: Mapping[str, Any]) -> None:
@@ -198,6 +205,9 @@ class RunFolder:
         figures
             What is to be told of the run; numbers that are not finite become null.
         """
+        processes().first(lambda: self._finish(figures))
+
+    def _finish(self, figures: Mapping[str, Any]) -> None:
         part = self._figures.with_suffix(".part")
         part.write_text(json.dumps(json_ready(figures), indent=2, allow_nan=False), encoding="utf-8")
         part.replace(self._figures)

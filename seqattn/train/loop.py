@@ -23,6 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seqattn.errors import ArtifactError, DataError, SeqattnError
 from seqattn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from seqattn.train.distributed import processes
 from seqattn.train.history import History
 from seqattn.train.settings import PRECISIONS, FitSettings, autocast, resolve_device, resolve_precision
 
@@ -163,7 +164,9 @@ def fit_module(
         Has a method ``loss(batch)`` that returns a `Loss`; its state dict holds tensors only.
     train_batches
         Returns the batches of an epoch (counted from 0), an iterable with a length. It must depend on nothing but
-        this number, otherwise a resumed fit differs. Batches have a method ``to(device)``.
+        this number, otherwise a resumed fit differs. Batches have a method ``to(device)``. With several processes
+        the iterable also has a method ``share(rank, size)``, which returns as many batches with the part of each
+        that one process computes; a part of length 0 is skipped.
     valid_batches
         Returns the batches to validate on, or None to train without validation.
     settings
@@ -186,9 +189,9 @@ def fit_module(
     ArtifactError
         The checkpoint belongs to another run, is damaged, or is not one.
     BackendError
-        The device or precision asked for is not there.
+        The device or precision asked for is not there, or two processes would share a GPU.
     DataError
-        There are no batches, or nothing in them counts.
+        There are no batches, nothing in them counts, or the processes were not given the same data and settings.
     SeqattnError
         A loss or gradient is not finite.
 
@@ -198,24 +201,29 @@ def fit_module(
     generators of torch are left as they were, validation and observers cannot disturb training, and a resumed
     fit needs no stored generator. Equal seeds give equal bits on the CPU; on a GPU some kernels may differ in the
     last bits.
+
+    Several processes (see `seqattn.train.distributed.processes`) share each batch; the sums of their gradients over
+    the count of the whole batch make the step of a single process, up to rounding. A module that draws at random
+    (dropout) draws in each process for itself: the result then depends on their number, not only on the seed.
+    Observers and the checkpoint belong to the first process. An error in one process is raised in all of them.
     """
     run = _Run(module, settings)
     place = None if checkpoint is None else Path(checkpoint)
     marks = {**_settings_identity(run), **(identity or {})}
     was_training = module.training
+    run.processes.require_same(marks)
     try:
+        run.processes.copy_weights(module)
         if place is not None:
             _resume(run, place, marks)
-        for observer in observers:
-            observer.begin(settings)
+        _tell(run, observers, "begin", settings)
         while not run.finished:
             _run_epoch(run, train_batches, valid_batches, observers)
             if place is not None:
-                write_checkpoint(place, run.state(), marks)
+                _save(run, place, marks)
     finally:
         module.train(was_training)
-    for observer in observers:
-        observer.end(run.history)
+    _tell(run, observers, "end", run.history)
     return run.history
 
 
@@ -227,7 +235,9 @@ class _Run:
         self.settings = settings
         # torch's type for modules does not know the method.
         self.loss: Callable[[Any], Loss] = cast(Any, module).loss
+        self.processes = processes()  # joined first: it chooses the GPU
         self.device = resolve_device(settings.device)
+        self.processes.require_devices(self.device)
         module.to(device=self.device, dtype=resolve_precision(settings.precision, self.device))
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # 80 tensors of 64 x 64 and 64 numbers, CPU, one thread: fused 0.40 ms, foreach 1.26 ms, neither 2.0 ms.
@@ -287,7 +297,7 @@ def _settings_identity(run: _Run) -> dict[str, Any]:
 
 
 def _resume(run: _Run, path: Path, identity: Mapping[str, Any]) -> None:
-    saved = read_checkpoint(path, identity)
+    saved = run.processes.first(lambda: read_checkpoint(path, identity))
     if saved is None:
         return
     try:
@@ -298,6 +308,15 @@ def _resume(run: _Run, path: Path, identity: Mapping[str, Any]) -> None:
         ) from error
 
 
+def _save(run: _Run, path: Path, identity: Mapping[str, Any]) -> None:
+    run.processes.first(lambda: write_checkpoint(path, run.state(), identity))
+
+
+def _tell(run: _Run, observers: Iterable[Observer], name: str, *what: Any) -> None:
+    """Call a method of each observer, in the first process only."""
+    run.processes.first(lambda: [getattr(observer, name)(*what) for observer in observers] and None)
+
+
 def _run_epoch(
     run: _Run,
     train_batches: Callable[[int], Any],
@@ -305,12 +324,13 @@ def _run_epoch(
     observers: Sequence[Observer],
 ) -> None:
     number = len(run.history.records) + 1
-    for observer in observers:
-        getattr(observer, "begin_epoch", _ignore)(number)
+    _tell(run, (each for each in observers if hasattr(each, "begin_epoch")), "begin_epoch", number)
     started = time.perf_counter()
-    trained, rate = _train(run, train_batches(number - 1), number)
+    trained, rate = _train(run, _shared(run, train_batches(number - 1)), number)
     seconds = time.perf_counter() - started
-    valid_loss = None if valid_batches is None else _validate(run, valid_batches(), number).mean()
+    valid_loss = (
+        None if valid_batches is None else _validate(run, _shared(run, valid_batches()), number).mean()
+    )
     record = {
         "epoch": number,
         "train_loss": trained.mean(),
@@ -319,13 +339,16 @@ def _run_epoch(
         "seconds": time.perf_counter() - started,
         "items_per_second": trained.count / seconds,
     }
-    run.add(record)
-    wishes = [observer.epoch(dict(record)) for observer in observers]
+    # One record and one decision for all processes: their clocks differ, and only the first has observers.
+    run.add(run.processes.first(lambda: record))
+    record = run.history.records[-1]
+    wishes = run.processes.first(lambda: [bool(observer.epoch(dict(record))) for observer in observers])
     run.close(any(wishes) or run.is_out_of_patience())
 
 
-def _ignore(number: int) -> None:
-    pass
+def _shared(run: _Run, batches: Any) -> Any:
+    """Return the batches, or this process's part of each."""
+    return batches if run.processes.size == 1 else batches.share(run.processes.rank, run.processes.size)
 
 
 def _train(run: _Run, batches: Any, number: int) -> tuple[_Sums, float]:
@@ -333,29 +356,52 @@ def _train(run: _Run, batches: Any, number: int) -> tuple[_Sums, float]:
     if len(batches) == 0:
         raise DataError("There are no batches to train on. Give data with at least one sequence.")
     sums = _Sums(f"Training loss is not finite in epoch {number}", run.settings, run.device)
+    gradient = _gradient if run.processes.size == 1 else _joint_gradient
     rate = 0.0
     run.module.train()
-    with _draws(run.device, run.settings.seed, number):
+    with _draws(run, number):
         for index, batch in enumerate(batches):
             progress = (number - 1 + index / len(batches)) / run.settings.epochs
             rate = one_cycle(progress, float(run.settings.learning_rate))
-            loss, norm = _step(run, batch.to(run.device), rate)
-            sums.add(loss, norm)
+            run.optimiser.zero_grad(set_to_none=True)
+            loss = gradient(run, batch)
+            sums.add(loss, _step(run, rate))
     sums.read()
     return sums, rate
 
 
-def _step(run: _Run, batch: Any, rate: float) -> tuple[Loss, Tensor | None]:
-    """Follow one gradient; returns the loss, and the gradient's norm if it is limited."""
-    run.optimiser.zero_grad(set_to_none=True)
-    with autocast(run.settings.precision, run.device):
-        loss = run.loss(batch)
+def _gradient(run: _Run, batch: Any) -> Loss:
+    """Compute the gradient of a batch's mean; returns its loss."""
+    loss = _loss(run, batch)
     (loss.total / loss.count if loss.count else loss.total).backward()
+    return loss
+
+
+def _joint_gradient(run: _Run, part: Any) -> Loss:
+    """Compute one process's part of a batch, and the gradient of the whole batch's mean from all parts."""
+    nothing = Loss(torch.zeros((), device=run.device), 0)
+    own, error = run.processes.attempt(lambda: _follow(_loss(run, part)) if len(part) else nothing, nothing)
+    (count,) = run.processes.sum([own.count], error)
+    return Loss(run.processes.reduce_gradients(run.parameters, own.total, count), count)
+
+
+def _follow(loss: Loss) -> Loss:
+    loss.total.backward()
+    return loss
+
+
+def _loss(run: _Run, batch: Any) -> Loss:
+    with autocast(run.settings.precision, run.device):
+        return run.loss(batch.to(run.device))
+
+
+def _step(run: _Run, rate: float) -> Tensor | None:
+    """Follow the gradient; returns its norm if it is limited."""
     norm = None if run.settings.clip is None else _clip(run)
     for group in run.optimiser.param_groups:
         group["lr"] = rate
     run.optimiser.step()
-    return loss, norm
+    return norm
 
 
 def _clip(run: _Run) -> Tensor:
@@ -370,14 +416,19 @@ def _clip(run: _Run) -> Tensor:
 def _validate(run: _Run, batches: Iterable[Any], number: int) -> _Sums:
     sums = _Sums(f"Validation loss is not finite in epoch {number}", run.settings, run.device)
     run.module.eval()
-    # The same draws in every epoch, so that a loss estimated by sampling is compared on equal terms.
-    with torch.inference_mode(), _draws(run.device, run.settings.seed, 0):
-        for batch in batches:
-            with autocast(run.settings.precision, run.device):
-                sums.add(run.loss(batch.to(run.device)))
+    _, error = run.processes.attempt(lambda: _add_losses(run, batches, sums), None)
     run.module.train()
-    sums.read()
+    sums.total, sums.count = run.processes.sum([sums.total, sums.count], error)
     return sums
+
+
+def _add_losses(run: _Run, batches: Iterable[Any], sums: _Sums) -> None:
+    # The same draws in every epoch, so that a loss estimated by sampling is compared on equal terms.
+    with torch.inference_mode(), _draws(run, 0):
+        for batch in batches:
+            if run.processes.size == 1 or len(batch):
+                sums.add(_loss(run, batch))
+    sums.read()
 
 
 class _Sums:
@@ -426,13 +477,14 @@ class _Sums:
 
 
 @contextlib.contextmanager
-def _draws(device: torch.device, *key: int) -> Iterator[None]:
-    """Draw from generators seeded by ``key`` inside, and leave the global ones as they were."""
+def _draws(run: _Run, number: int) -> Iterator[None]:
+    """Draw from generators of an epoch and process inside, and leave the global ones as they were."""
+    key = [run.settings.seed, number, *([run.processes.rank] if run.processes.rank else [])]
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-    devices = [device] if device.type == "cuda" else []
+    devices = [run.device] if run.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         # torch.manual_seed would also change the generators of devices that are not restored.
         torch.default_generator.manual_seed(seed)
         if devices:
-            torch.cuda.default_generators[device.index].manual_seed(seed)
+            torch.cuda.default_generators[run.device.index].manual_seed(seed)
         yield
