@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "seqattn").rglob("*.py"))
 
 LAYERS = (
+    {"__main__"},
     {"cli"},
     {"tune", "benchmark", "report", "reproduce"},
     {"hawkes", "classify", "recommend", "dynamics"},
