@@ -393,7 +393,7 @@ def loss(self, batch):
     return whole(self, batch)
 
 SelfAttentiveHawkes.loss = loss
-cli(["fit", "hawkes", "--data", "data", "--output", "run", "--set=batch_size=20", "--set=epochs=4", "--set=dropout=0.0",
+cli(["fit", "hawkes", "--data", "data", "--output", "run", "--set=batch_size=40", "--set=epochs=4", "--set=dropout=0.0",
     "--set=d_model=8", "--set=n_heads=1", "--set=n_layers=1", "--set=baselines=false", "--set=precision=float64"])
 """
 
@@ -403,7 +403,7 @@ cli(["fit", "hawkes", "--data", "data", "--output", "run", "--set=batch_size=20"
 def test_a_process_that_ends_takes_the_others_along(tmp_path, run_python, is_hard):
     write_splits(tmp_path / "data")
     script = tmp_path / "killed.py"
-    script.write_text(KILLED.replace("CALL", "20").replace("HARD", str(is_hard)))
+    script.write_text(KILLED.replace("CALL", "8").replace("HARD", str(is_hard)))
     done = torchrun(tmp_path, script)
     assert done.returncode != 0
     told = done.stderr.count("Error: Another process of this job has ended") + done.stderr.count(
@@ -415,7 +415,7 @@ def test_a_process_that_ends_takes_the_others_along(tmp_path, run_python, is_har
     n_epochs = len(read_checkpoint(path, _identity_of(path)).history.records)
     assert 1 <= n_epochs < 4
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    code = script.read_text().replace("== 20 and", "< 0 and").replace('"run"', "FOLDER")
+    code = script.read_text().replace("== 8 and", "< 0 and").replace('"run"', "FOLDER")
     for folder in ("run", "fresh"):  # one process goes on, and one trains from the beginning
         assert run_python(code.replace("FOLDER", repr(folder)), folder=tmp_path, RANK="0").returncode == 0
     ours, fresh = (
