@@ -48,11 +48,10 @@ class Decaying(Intensity):
         return self.asymptote.shape[0]
 
     def _argument(self, elapsed: Float[Tensor, "tokens nodes"]) -> Float[Tensor, "tokens nodes units"]:
-        argument, time = self.asymptote[:, None], elapsed[:, :, None]
+        argument, time = self.asymptote[:, None].expand(-1, elapsed.shape[1], -1).clone(), elapsed[:, :, None]
         for amplitude, rate in zip(self.amplitude.unbind(1), self.rate.unbind(1), strict=True):
             # Exponentials of less than -80 are slow on processors.
-            decay = torch.exp((-rate[:, None] * time).clamp(min=-80.0))
-            argument = torch.addcmul(argument, amplitude[:, None], decay)
+            argument.addcmul_(amplitude[:, None], (-rate[:, None] * time).clamp_(min=-80.0).exp_())
         return argument
 
     def _highest(self, elapsed: Tensor) -> Tensor:
@@ -151,7 +150,9 @@ class MarkIntensity(Decaying):
     def floor(self) -> Float[Tensor, " tokens"]:
         return (self.scale * softplus(self.asymptote + self.amplitude.clamp(max=0).sum(1))).sum(1)
 
-    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    def bound(
+        self, elapsed: Float[Tensor, " tokens"], until: Float[Tensor, " tokens"] | None = None
+    ) -> Float[Tensor, " tokens"]:
         return softplus(self._highest(elapsed)) @ self.scale
 
 
@@ -221,7 +222,9 @@ class HiddenIntensity(Decaying):
     def floor(self) -> Float[Tensor, " tokens"]:
         return self._extreme(torch.zeros_like(self.asymptote[:, 0]), highest=False).sum(1)
 
-    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    def bound(
+        self, elapsed: Float[Tensor, " tokens"], until: Float[Tensor, " tokens"] | None = None
+    ) -> Float[Tensor, " tokens"]:
         return self._extreme(elapsed, highest=True).sum(1)
 
 

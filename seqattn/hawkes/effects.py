@@ -219,7 +219,7 @@ def compare_with_truth(
     -------
     Dictionary with ``relative_error`` (Frobenius norm of the difference by that of the truth), ``spearman`` (rank
     correlation of the entries), ``n_entries``, and ``attention_spearman`` where attention is given. A correlation
-    with a constant is nan.
+    with a constant is nan, and so is the error relative to a truth of zeros.
 
     Raises
     ------
@@ -234,7 +234,8 @@ def compare_with_truth(
         )
     truth = np.asarray(truth, dtype=float)[:, columns]
     known = np.isfinite(effect.values)
-    error = np.linalg.norm((effect.values - truth)[known]) / np.linalg.norm(truth[known])
+    size_of_truth = np.linalg.norm(truth[known])
+    error = np.linalg.norm((effect.values - truth)[known]) / size_of_truth if size_of_truth else np.nan
     result = {
         "relative_error": float(error),
         "spearman": _rank_correlation(effect.values, truth),

@@ -58,8 +58,13 @@ class Intensity(ABC):
         """Return a lower bound of the total intensity, valid for all times after the token."""
 
     @abstractmethod
-    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-        """Return an upper bound of the total intensity, valid from ``elapsed`` after the token on for ever."""
+    def bound(
+        self, elapsed: Float[Tensor, " tokens"], until: Float[Tensor, " tokens"] | None = None
+    ) -> Float[Tensor, " tokens"]:
+        """Return an upper bound of the total intensity, valid from ``elapsed`` to ``until`` after the token.
+
+        Without ``until`` it is valid for ever. Where :attr:`has_peaks` is false, ``until`` may make no difference.
+        """
 
     @abstractmethod
     def settled(self) -> Float[Tensor, " tokens"]:
@@ -68,6 +73,11 @@ class Intensity(ABC):
     @abstractmethod
     def pace(self) -> Float[Tensor, " tokens"]:
         """Return the largest rate at which an intensity of the token changes (0 if constant)."""
+
+    @property
+    def has_peaks(self) -> bool:
+        """Whether later peaks make a bound that holds for ever much higher than one that holds for a while."""
+        return False
 
     @property
     def has_exact_compensator(self) -> bool:
@@ -202,7 +212,9 @@ class LinearIntensity(Intensity):
     def floor(self) -> Float[Tensor, " tokens"]:
         return self.base.sum(1)
 
-    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    def bound(
+        self, elapsed: Float[Tensor, " tokens"], until: Float[Tensor, " tokens"] | None = None
+    ) -> Float[Tensor, " tokens"]:
         return self.base.sum(1) + self.excitation.sum(1) * torch.exp(-self.rate * elapsed)
 
     def settled(self) -> Float[Tensor, " tokens"]:
@@ -270,8 +282,14 @@ class SumIntensity(Intensity):
     def floor(self) -> Float[Tensor, " tokens"]:
         return _sum(part.floor() for part in self.parts)
 
-    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-        return _sum(part.bound(elapsed) for part in self.parts)
+    def bound(
+        self, elapsed: Float[Tensor, " tokens"], until: Float[Tensor, " tokens"] | None = None
+    ) -> Float[Tensor, " tokens"]:
+        return _sum(part.bound(elapsed, until) for part in self.parts)
+
+    @property
+    def has_peaks(self) -> bool:
+        return any(part.has_peaks for part in self.parts)
 
     def settled(self) -> Float[Tensor, " tokens"]:
         return torch.stack([part.settled() for part in self.parts]).amax(0)

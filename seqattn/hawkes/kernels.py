@@ -33,9 +33,12 @@ from seqattn.hawkes.quadrature import log_softplus
 _REACH = 4.5
 # A kernel that brings fewer events than this is not looked for by forecasts.
 _SMALL = 1e-5
-# Exponents of 2 below -121 would give numbers so small that processors compute them slowly.
-_FAR = 11.0
-_NOTHING = 2.0**-121
+# Densities below 2**-81 of their peak count as that, and peaks below 2**-40 as none: smaller numbers would be
+# denormal, which processors compute slowly.
+_FAR = 9.0
+_FLAT = 2.0**-40
+# Distances in widths times this are the z of a density 2 ** -(z * z).
+_SLOPE = math.sqrt(0.5 * math.log2(math.e))
 # Types with fewer gaps than this start from the gaps of all types.
 _ENOUGH_GAPS = 21
 # More amplitudes than this start lower.
@@ -57,7 +60,8 @@ class KernelIntensity(Intensity):
     Parameters
     ----------
     argument
-        :math:`r`, of shape (tokens, kernels, types); ``-inf`` gives amplitude 0. An amplitude is a number of events.
+        :math:`r`, of shape (tokens, kernels, types); ``-inf`` gives amplitude 0. An amplitude is the number of events
+        that the whole kernel brings, also where part of it lies before e = 0.
     since
         :math:`e \ge 0` at the token, of shape (tokens, types), or (tokens, 1) if it is the same for all types.
     centre, width
@@ -84,15 +88,23 @@ class KernelIntensity(Intensity):
         return self.argument.shape[0]
 
     def rates(self, elapsed: Float[Tensor, "tokens nodes"]) -> Float[Tensor, "tokens nodes types"]:
-        amplitude = softplus(self.argument) / (self.width * math.sqrt(2 * math.pi))
-        slope = math.sqrt(0.5 * math.log2(math.e)) / self.width  # so that the density is 2 ** -(z * z)
-        offset = self.since[:, None] * slope - self.centre * slope  # (tokens, kernels, types)
+        height = self._heights()
+        power = torch.where(height < _FLAT, -torch.inf, height.log2())
+        slope = _SLOPE / self.width
         rates = elapsed.new_zeros(*elapsed.shape, self.n_types)
         time = elapsed[:, :, None]
-        for height, start, rise in zip(amplitude.unbind(1), offset.unbind(1), slope, strict=True):
-            z = torch.addcmul(start[:, None], time, rise).clamp_(-_FAR, _FAR)
-            rates.addcmul_(height[:, None], z.mul_(z).neg_().exp2_().sub_(_NOTHING))
+        parts = zip(power.unbind(1), self._distance().unbind(1), slope, strict=True)
+        for highest, start, steepness in parts:
+            z = torch.add(start[:, None], time).mul_(steepness).clamp_(-_FAR, _FAR)
+            rates.add_(torch.addcmul(highest[:, None], z, z, value=-1, out=z).exp2_())
         return rates
+
+    def _distance(self) -> Float[Tensor, "tokens kernels types"]:
+        """Return how far behind its peak each kernel is at the token; times are subtracted before they are scaled."""
+        return self.since[:, None] - self.centre
+
+    def _heights(self) -> Float[Tensor, "tokens kernels types"]:
+        return softplus(self.argument) / (self.width * math.sqrt(2 * math.pi))
 
     def log_rate(
         self,
@@ -104,13 +116,13 @@ class KernelIntensity(Intensity):
         kernels, types = self.argument.shape[1:]
         each = (rows * kernels * types + kind)[:, None] + types * torch.arange(kernels, device=kind.device)
         argument = self.argument.reshape(-1).index_select(0, each.view(-1)).view(each.shape)
-        own = self.since[rows, kind if self.since.shape[1] > 1 else 0] + elapsed
-        centre, width = self.centre.T[kind], self.width.T[kind]
-        return torch.logsumexp(_log_terms(argument, own[:, None], centre, width), 1)
+        own = self.since[rows, kind if self.since.shape[1] > 1 else 0]
+        distance = (own[:, None] - self.centre.T[kind]) + elapsed[:, None]
+        return torch.logsumexp(_log_terms(argument, distance, self.width.T[kind]), 1)
 
     def log_rates(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, "tokens types"]:
-        reached = (self.since + elapsed[:, None])[:, None]
-        return torch.logsumexp(_log_terms(self.argument, reached, self.centre, self.width), 1)
+        distance = self._distance() + elapsed[:, None, None]
+        return torch.logsumexp(_log_terms(self.argument, distance, self.width), 1)
 
     def compensator(self, elapsed: Float[Tensor, " tokens"], refine: int = 1) -> Float[Tensor, " tokens"]:
         return _KernelIntegral.apply(self.argument, self.centre, self.width, self.since, elapsed)
@@ -119,8 +131,8 @@ class KernelIntensity(Intensity):
         self, elapsed: Float[Tensor, " tokens"], refine: int = 1
     ) -> Float[Tensor, "tokens types"]:
         with torch.no_grad():
-            first, last = (self.since[:, None] + x for x in (0, elapsed[:, None, None]))
-            passed = ndtr((last - self.centre) / self.width) - ndtr((first - self.centre) / self.width)
+            distance = self._distance()
+            passed = ndtr((distance + elapsed[:, None, None]) / self.width) - ndtr(distance / self.width)
             return (softplus(self.argument) * passed).sum(1)
 
     def limit(self) -> Float[Tensor, "tokens types"]:
@@ -129,35 +141,46 @@ class KernelIntensity(Intensity):
     def floor(self) -> Float[Tensor, " tokens"]:
         return self.argument.new_zeros(self.n_tokens)
 
-    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-        """Add the largest density of each kernel from now on: its peak, or the present value once that is over."""
-        reached = (self.since + elapsed[:, None])[:, None]
-        beyond = ((reached - self.centre) / self.width).clamp(min=0)
-        height = softplus(self.argument) / (self.width * math.sqrt(2 * math.pi))
-        return (height * torch.exp(-(beyond**2) / 2)).flatten(1).sum(1)
+    @property
+    def has_peaks(self) -> bool:
+        return bool(self._counts().any())
+
+    def bound(
+        self, elapsed: Float[Tensor, " tokens"], until: Float[Tensor, " tokens"] | None = None
+    ) -> Float[Tensor, " tokens"]:
+        """Add the largest density of each kernel between two times: its peak, or what is nearest to it."""
+        nearest = (self._distance() + elapsed[:, None, None]).clamp(min=0)
+        if until is not None:
+            nearest = nearest + (self._distance() + until[:, None, None]).clamp(max=0)
+        z = (nearest * (_SLOPE / self.width)).clamp(
+            -_FAR, _FAR
+        )  # as in `rates`, which must not exceed the bound
+        return (self._heights() * torch.exp2(-(z**2))).flatten(1).sum(1)
 
     def _counts(self) -> Tensor:
-        """Return which kernels still bring a number of events worth looking for."""
-        left = ndtr((self.centre - self.since[:, None]) / self.width)
-        return softplus(self.argument) * left > _SMALL
+        """Return which kernels bring events worth looking for; the others of a token bring fewer than twice that."""
+        left = softplus(self.argument) * ndtr(-self._distance() / self.width)
+        rest = torch.where(left > _SMALL, 0.0, left).flatten(1).sum(1)
+        least = torch.where(rest > _SMALL, _SMALL / left[0].numel(), _SMALL)
+        return left > least[:, None, None]
 
     def settled(self) -> Float[Tensor, " tokens"]:
-        over = (self.centre + _REACH * self.width - self.since[:, None]).clamp(min=0)
+        over = (_REACH * self.width - self._distance()).clamp(min=0)
         return torch.where(self._counts(), over, 0.0).flatten(1).amax(1)
 
     def pace(self) -> Float[Tensor, " tokens"]:
         return self.argument.new_zeros(self.n_tokens)
 
     def peaks(self) -> tuple[Float[Tensor, "tokens peaks"], Float[Tensor, " peaks"]]:
-        place = torch.where(self._counts(), self.centre - self.since[:, None], -torch.inf)
+        place = torch.where(self._counts(), -self._distance(), -torch.inf)
         return place.flatten(1), self.width.flatten()
 
     def shift(self, by: Float[Tensor, " tokens"]) -> Self:
         return replace(self, since=self.since + by[:, None])
 
 
-def _log_terms(argument: Tensor, reached: Tensor, centre: Tensor, width: Tensor) -> Tensor:
-    normal = ((reached - centre) / width) ** 2 / 2 + width.log() + math.log(2 * math.pi) / 2
+def _log_terms(argument: Tensor, distance: Tensor, width: Tensor) -> Tensor:
+    normal = (distance / width) ** 2 / 2 + width.log() + math.log(2 * math.pi) / 2
     return log_softplus(argument) - normal
 
 

@@ -160,7 +160,9 @@ class RenewalIntensity(Intensity):
     def floor(self) -> Float[Tensor, " tokens"]:
         return torch.zeros_like(self.age)
 
-    def bound(self, elapsed: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    def bound(
+        self, elapsed: Float[Tensor, " tokens"], until: Float[Tensor, " tokens"] | None = None
+    ) -> Float[Tensor, " tokens"]:
         """Hazards rise to one top and fall after it; the top may be at 0 or at infinity."""
         top = _top_of_hazard(self.law, self.shape, self.shortest)
         reached = (self.age + elapsed).double().clamp(min=self.shortest).numpy()

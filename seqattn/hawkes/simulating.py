@@ -29,12 +29,18 @@ from seqattn.hawkes.tables import float_times, last_times, present
 METHODS = ("thinning", "inverse")
 # Paths simulated side by side: enough for wide operations, few enough for their keys and values to stay small.
 _PATHS = 2000
+# Lengths of the windows in which thinning proposes under one bound, in model units: that of the first, and the share
+# to which one with more proposals than a few is cut, at most so often.
+_FIRST_WINDOW = 1.0
+_MANY_PROPOSALS = 8.0
+_CUT = 0.25
+_MOST_CUTS = 12
 # What errors call the argument t_end, which the command line calls --until.
 _END = "The end of the paths"
 # Rows of finished paths are carried along until this share of all rows is left.
 _COMPACT = 0.7
 # By how much an intensity may exceed its bound before it is an error: rounding in float32.
-_ROUNDING = 1e-5
+_ROUNDING = 1e-4
 # Most proposals for one path under one bound, and the latest time at which an intensity is asked for.
 _MOST_TRIES = 32
 _FAR_OFF = 1e30
@@ -52,7 +58,8 @@ class Paths(Sequences):
     Parameters
     ----------
     truncated
-        Which paths reached ``max_events`` before their end; their windows end at their last event.
+        Which paths reached ``max_events`` before their end; their windows end at their last event. Where ``max_events``
+        is their only end, none is cut short.
     times, types, offsets, start, end, context, ids, labels, window, unit, zero, time_zone
         As in :class:`seqattn.Sequences`.
     """
@@ -377,34 +384,79 @@ def _types(state: Intensity, gap: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _thinned(state: Intensity, within: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """As :func:`_inverse`, by proposals at the rate of a bound that holds from the present on.
+    """As :func:`_inverse`, by proposals at the rate of a bound that holds for a while, in the paths' `_Windows`.
 
-    The bound holds for all later times, so several proposals can be made under it at once and the first accepted one
-    taken. The fewer paths are left, the more are made for each.
+    Several proposals can be made under one bound at once and the first accepted one taken. The fewer paths are left,
+    the more are made for each. Where none is accepted, a path goes on from its last one or from the window's end.
     """
     n, dtype = state.n_tokens, state.floor().dtype
     gap = torch.zeros_like(within)
-    going, current = torch.arange(n, device=within.device), state
+    going, windows = torch.arange(n, device=within.device), _Windows.of(state, within)
     while len(going):
         tries = min(_MOST_TRIES, 1 + 2 * (n // len(going) - 1))
-        bound = current.bound(gap[going].to(dtype)).double()[:, None]
+        until, bound = windows.next(gap[going])
         draws = torch.empty(2, len(going), tries, dtype=torch.float64)
         draws[0].exponential_(generator=generator)
         draws[1].uniform_(generator=generator)
         draws = draws.to(within.device)  # drawn on the CPU, so that a seed means the same on every device
-        times = gap[going, None] + (draws[0] / bound).cumsum(1)
-        over = times > within[going, None]
-        value = current.rates(times.clamp(max=_FAR_OFF).to(dtype)).sum(2).double()
-        if (value > bound * (1 + _ROUNDING)).any():
+        times = gap[going, None] + (draws[0] / bound[:, None]).cumsum(1)
+        over = times > until[:, None]
+        value = windows.state.rates(torch.minimum(times, until[:, None]).clamp(max=_FAR_OFF).to(dtype))
+        value = value.sum(2).double()
+        if (value > bound[:, None] * (1 + _ROUNDING)).any():
             raise DataError(
-                f"An intensity of {float((value / bound).max()):.6f} times its bound was met while thinning. "
+                f"An intensity of {float((value / bound[:, None]).max()):.6f} times its bound was met while thinning. "
                 "Use method='inverse', and report this model."
             )
-        stop = over | (draws[1] * bound < value)  # past the end, or accepted
-        ended, first = stop.any(1), stop.int().argmax(1)
-        place = torch.where(ended, first, tries - 1)[:, None]
-        reached = times.gather(1, place)[:, 0]
-        gap[going] = torch.where(over.gather(1, place)[:, 0], torch.inf, reached)
-        kept = (~ended).nonzero()[:, 0]
-        going, current = going[kept], current.select(kept)
+        accepted = ~over & (draws[1] * bound[:, None] < value)
+        stop = over | accepted
+        place = torch.where(stop.any(1), stop.int().argmax(1), tries - 1)[:, None]
+        is_over, is_event = over.gather(1, place)[:, 0], accepted.gather(1, place)[:, 0]
+        reached = torch.where(is_over, until, times.gather(1, place)[:, 0])
+        is_done = is_over & (until >= within[going])
+        gap[going] = torch.where(is_done, torch.inf, reached)
+        kept = (~(is_event | is_done)).nonzero()[:, 0]
+        going, windows = going[kept], windows.after(is_over, kept)
     return gap, _types(state, torch.where(torch.isfinite(gap), gap, 0.0), generator)
+
+
+@dataclass
+class _Windows:
+    """How far ahead the paths that still go on look for a bound: not to a peak that is far away.
+
+    A narrow peak lifts a bound that includes it a thousandfold. Any choice gives exact draws that does not look at the
+    draws to come.
+    """
+
+    state: Intensity
+    within: Tensor
+    ahead: Tensor  # lengths of the next windows
+    is_short: bool  # where there are no peaks, one window is enough
+
+    @classmethod
+    def of(cls, state: Intensity, within: Tensor) -> _Windows:
+        is_short = state.has_peaks
+        return cls(state, within, torch.full_like(within, _FIRST_WINDOW if is_short else torch.inf), is_short)
+
+    def next(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return until when the next windows last, and the bounds in them."""
+        until, bound = self._bounded(slice(None), at)
+        for _ in range(_MOST_CUTS if self.is_short else 0):
+            tall = (bound * self.ahead > _MANY_PROPOSALS).nonzero()[:, 0]
+            if not len(tall):
+                break
+            self.ahead[tall] *= _CUT
+            until[tall], bound[tall] = self._bounded(tall, at[tall])
+        return until, bound
+
+    def _bounded(self, rows: Tensor | slice, at: Tensor) -> tuple[Tensor, Tensor]:
+        until, chosen = torch.minimum(at + self.ahead[rows], self.within[rows]), self.state.select(rows)
+        dtype = chosen.floor().dtype
+        if not self.is_short:
+            return until, chosen.bound(at.to(dtype)).double()
+        return until, chosen.bound(at.to(dtype), until.clamp(max=_FAR_OFF).to(dtype)).double()
+
+    def after(self, is_over: Tensor, kept: Tensor) -> _Windows:
+        """Return the windows of those that go on, longer ones where nothing was proposed to the end."""
+        ahead = torch.where(is_over, self.ahead / _CUT, self.ahead)
+        return _Windows(self.state.select(kept), self.within[kept], ahead[kept], self.is_short)

@@ -661,6 +661,7 @@ def test_comparison_with_the_truth():
     assert compare_with_truth(matrix(exact), truth, attention)["attention_spearman"] == -1.0
     flat = compare_with_truth(matrix(np.ones((2, 2))), truth)
     assert np.isnan(flat["spearman"])
+    assert np.isnan(compare_with_truth(matrix(exact), np.zeros((2, 2)))["relative_error"])
     with pytest.raises(ParameterError, match="shape"):
         compare_with_truth(matrix(exact), np.ones((3, 3)))
 

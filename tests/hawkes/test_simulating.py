@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,9 @@ from seqattn.errors import DataError, ParameterError
 from seqattn.hawkes import simulating
 from seqattn.hawkes.decays import MarkIntensity
 from seqattn.hawkes.forecast import next_event
-from seqattn.hawkes.simulating import Paths
+from seqattn.hawkes.intensity import LinearIntensity, SumIntensity
+from seqattn.hawkes.kernels import KernelIntensity
+from seqattn.hawkes.simulating import Paths, _thinned
 
 FORMS = {
     "plain": {},
@@ -122,6 +125,7 @@ def test_refit_on_simulated_paths_reaches_the_generator():
         "random_state": 0,
         "device": "cpu",
         "baselines": False,
+        "dropout": 0.0,
     }
     model = SAHP(epochs=12, **options).fit(train)
     gap = generator.score(test) - model.score(test)
@@ -164,6 +168,46 @@ def test_paths_that_were_cut_short_say_so(method):
     counted = model.sample(5, max_events=8, method=method, random_state=0)
     assert counted.lengths.tolist() == [8] * 5
     assert not counted.truncated.any()
+
+
+@dataclass(frozen=True)
+class _Counted(KernelIntensity):
+    """Kernels that count the times at which they are asked for their intensity."""
+
+    asked: ClassVar[list[int]] = []
+
+    def rates(self, elapsed):
+        self.asked.append(elapsed.numel())
+        return super().rates(elapsed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_narrow_peak_far_ahead_neither_holds_thinning_up_nor_is_missed(dtype):
+    """A bound that included the peak for ever would need about a thousand proposals per event."""
+    n, rate, centre, width = 3000, 0.05, 35.0, 7e-4
+    kernels = _Counted(
+        torch.full((n, 1, 1), 1.0, dtype=dtype),
+        torch.full((n, 1), 5.0, dtype=dtype),
+        torch.full((1, 1), centre, dtype=dtype),
+        torch.full((1, 1), width, dtype=dtype),
+    )
+    base = torch.full((n, 1), rate, dtype=dtype)
+    state = SumIntensity((LinearIntensity(base, 0 * base, torch.ones(n, dtype=dtype)), kernels))
+    within = torch.full((n,), 60.0, dtype=torch.float64)
+    _Counted.asked.clear()
+    gap = _thinned(state, within, torch.Generator().manual_seed(0))[0].numpy()
+    assert sum(_Counted.asked) < 60 * n
+
+    def expected_events(t):
+        return rate * t + np.logaddexp(0, 1.0) * stats.norm.cdf((t - centre + 5) / width)
+
+    def share_until(t):
+        return np.expm1(-expected_events(t)) / np.expm1(-expected_events(60.0))
+
+    assert stats.kstest(gap[np.isfinite(gap)], share_until).pvalue > 1e-3
+    at_peak = np.abs(gap - (centre - 5)) < 5 * width
+    share = np.exp(-rate * 30) * (1 - np.exp(-np.logaddexp(0, 1.0)))
+    assert stats.binomtest(int(at_peak.sum()), n, share).pvalue > 1e-3
 
 
 def test_an_explosive_process_ends_where_it_is_told():
