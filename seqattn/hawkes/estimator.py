@@ -68,8 +68,9 @@ class SAHP(CallbackSupport, PointProcess):
     n_decays
         Decays per type (or hidden unit); 1 is the paper.
     own_kernels, gap_kernels
-        Gaussian kernels per type on the time since the last event of that type (from its first one on), and since
-        the last event of any type: peaks of the intensity at a distance. 0 for none.
+        Gaussian kernels per type on the time since the last event of that type, and since the last event of any
+        type: peaks of the intensity at a distance. 0 for none. Own kernels begin with the first event of their type;
+        of a sequence cut by ``chunk=`` with the first one in the history that is kept.
     clock
         What the positional encoding is shifted by: ``"gap"``, ``"log_gap"`` (heavy tails) or ``"time"``.
     time_features
