@@ -42,7 +42,7 @@ _FAR_OFF = 1e30
 # Enough for 1e-12 of a panel, where a bracket must be halved at first too.
 _NEWTON_STEPS = 20
 # Elements of (tokens, nodes, types) per step.
-_BLOCK = 1 << 19
+_BLOCK = 1 << 18
 
 
 class _Rule(NamedTuple):
