@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -32,6 +33,7 @@ from seqattn.cli.console import (
     stopped,
     table_writer,
 )
+from seqattn.cli.datasets import datasets
 from seqattn.cli.reproduction import reproduce
 from seqattn.errors import ParameterError, SeqattnWarning
 
@@ -58,6 +60,7 @@ def cli() -> None:
     """Fit, check and tune attention models for sequences and events."""
 
 
+cli.add_command(datasets)
 cli.add_command(reproduce)
 
 
@@ -141,9 +144,18 @@ def _opened(path: str, device: str | None) -> tuple[ModuleType, Any]:
 
 
 def _data_for(
-    module: ModuleType, model: Any, path: str, data: str | None, split: str, read: Sequence[str]
+    module: ModuleType,
+    model: Any,
+    path: str,
+    data: str | None,
+    split: str,
+    read: Sequence[str],
+    folder: Path | None = None,
 ) -> tuple[str, Any]:
-    """Return a name for the data, and the data; what is left open is as in the model's own run."""
+    """Return a name for the data, and the data; what is left open is as in the model's own run.
+
+    With a folder the events of a Parquet file are put there instead of into memory.
+    """
     from seqattn.train.config import Run, parse_pairs
 
     config = (Path(path) if Path(path).is_dir() else Path(path).parent) / "config.toml"
@@ -151,7 +163,8 @@ def _data_for(
     chosen = data or run.data or module.DEFAULT_DATA
     if data is None:
         note(f"No --data: using {chosen!r}{', on which the model was trained' if run.data else ''}.")
-    X = module.load_new(model, chosen, split, **{**run.read, **parse_pairs(read, "--read")})
+    given = {**run.read, **parse_pairs(read, "--read")}
+    X = module.load_new(model, chosen, split, folder=folder, **given)
     name = f"all of {chosen}" if Path(chosen).is_file() else f"{chosen}, {split}"
     note(f"{type(model).__name__} on {name}: {module.describe(X)}")
     return name, X
@@ -164,18 +177,24 @@ def _data_for(
     "--output", metavar="F", help="File that ends in .csv, .parquet or .jsonl.  [default: CSV on screen]"
 )
 def predict(model: str, seed: int | None, device: str | None, output: str | None, **which: Any) -> None:
-    """Write the predictions of a saved MODEL, a file or the folder of a run."""
+    """Write the predictions of a saved MODEL, a file or the folder of a run.
+
+    A Parquet file may be larger than memory: events are read and predictions written piece by piece.
+    """
     write = table_writer(output)
     module, estimator = _opened(model, device)
-    _, X = _data_for(module, estimator, model, **which)
-    frame = module.predict(estimator, X)
-    if output is not None:
-        write(frame)
-        show({"n_rows": len(frame), "output": output}, f"{len(frame):,} rows: {output}")
-    elif flag("json"):
-        show({"n_rows": len(frame), "predictions": frame.to_dicts()}, "")
-    else:
-        write(frame)
+    place = None if output is None else Path(output).parent
+    with tempfile.TemporaryDirectory(prefix=".seqattn-", dir=place) as folder:
+        _, X = _data_for(module, estimator, model, **which, folder=Path(folder, "events"))
+        frames = module.predict(estimator, X)
+        if output is not None:
+            rows = write(frames)
+            show({"n_rows": rows, "output": output}, f"{rows:,} rows: {output}")
+        elif flag("json"):
+            found = [row for frame in frames for row in frame.to_dicts()]
+            show({"n_rows": len(found), "predictions": found}, "")
+        else:
+            write(frames)
 
 
 @cli.command(epilog=example("simulate runs/taxi --data taxi --paths 10 --horizon 5 --output paths.parquet"))
@@ -255,12 +274,12 @@ def simulate(
         warnings.warn(text, SeqattnWarning, stacklevel=1)
     facts |= {"seconds": round(seconds, 3), "output": output, "model": model, "data": data, **asked}
     if output is not None:
-        write(frame)
+        write([frame])
         show(facts, f"{summary}: {output}")
     elif flag("json"):
         show({**facts, "events": frame.to_dicts()}, "")
     else:
-        write(frame)
+        write([frame])
 
 
 def _moment(text: str | None, option: str) -> Any:
@@ -403,75 +422,6 @@ def _write_study(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
         title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
         picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
     picture(lambda: module.plots(best, module.load_split(plan.data, "dev", **plan.read), pictures))
-
-
-@cli.group(epilog=example("datasets list"))
-def datasets() -> None:
-    """List, show and download known data sets."""
-
-
-@datasets.command("list", epilog=example("datasets list --json"))
-@options()
-def list_datasets() -> None:
-    """Print what is known and where it is."""
-    from seqattn.data.catalog import entries
-    from seqattn.report import dataset_facts, table
-
-    facts = [dataset_facts(entry.name) for entry in entries()]
-    rows = [
-        [
-            fact["name"],
-            fact["types"],
-            *(fact["sizes"].get(split, {}).get("sequences") for split in ("train", "dev", "test")),
-            fact["found"] or ("download" if fact["downloadable"] else "not here"),
-            fact["title"],
-        ]
-        for fact in facts
-    ]
-    show({"datasets": facts}, table(["name", "types", "train", "dev", "test", "where", "what"], rows))
-
-
-@datasets.command("show", epilog=example("datasets show taxi"))
-@click.argument("name")
-@options()
-def show_dataset(name: str) -> None:
-    """Print what is known of NAME: sizes, licence, source, place."""
-    from seqattn.report import dataset_facts, facts_text
-
-    facts = dataset_facts(name)
-    show(facts, facts_text(facts))
-
-
-@datasets.command("get", epilog=example("datasets get taobao"))
-@click.argument("name")
-@options()
-@click.option("--again", is_flag=True, help="Download even if it is there.")
-def get_dataset(name: str, again: bool) -> None:
-    """Download NAME into the cache folder and check it."""
-    from seqattn.data.download import fetch
-    from seqattn.report import dataset_facts
-
-    facts = dataset_facts(name)
-    if facts["found"] and not again:
-        note(f"{facts['name']} is there already ({facts['found']}).")
-    else:
-        stopped("What was downloaded is kept; the same command goes on.")
-        fetch(facts["name"], family=facts["family"], progress=_download_progress(), again=again)
-        facts = dataset_facts(name)
-    show(facts, str(facts["path"]))
-
-
-def _download_progress() -> Callable[[str, int, int | None], None]:
-    """Return what tells of a download: each tenth of a file."""
-    told: dict[str, int] = {}
-
-    def tell(name: str, done: int, total: int | None) -> None:
-        step = 10 * done // (total or 100_000_000)
-        if told.get(name) != step:
-            told[name] = step
-            note(f"{name}: {done:,}{f' of {total:,}' if total else ''} bytes")
-
-    return tell
 
 
 @cli.command(epilog=example("doctor --json"))

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ __all__ = [
 
 # Commands whose work several processes share.
 _SHARED = ("fit", "predict", "evaluate")
-_WRITERS = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
 
 
 def example(line: str) -> str:
@@ -233,6 +232,7 @@ def _many(*names: str, text: str) -> Callable[..., Any]:
     return click.option(*names, multiple=True, metavar="KEY=VALUE", help=text)
 
 
+_READ = _many("--read", text="How files are read, such as time=when, window=max or sort=true.")
 _GROUPS: dict[str, list[Callable[..., Any]]] = {
     "every": [
         _switch("--json", text="Print one JSON object instead of text."),
@@ -241,8 +241,9 @@ _GROUPS: dict[str, list[Callable[..., Any]]] = {
     ],
     "data": [
         click.option("--data", metavar="D", help="Known name, file, or folder with train, dev, test files."),
-        _many("--read", text="How files are read, such as time=when, window=max or sort=true."),
+        _READ,
     ],
+    "read": [_READ],
     "split": [
         click.option("--split", default="test", show_default=True, help="Part of a known data set or folder.")
     ],
@@ -260,7 +261,7 @@ def options(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]
     Parameters
     ----------
     groups
-        Any of ``"data"``, ``"split"``, ``"training"``, ``"machine"``.
+        Any of ``"data"``, ``"read"``, ``"split"``, ``"training"``, ``"machine"``.
     """
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
@@ -272,8 +273,10 @@ def options(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]
     return add
 
 
-def table_writer(output: str | None) -> Callable[[Any], None]:
-    """Return what writes a table to a file, by the ending of its name; the folder is made at once.
+def table_writer(output: str | None) -> Callable[[Iterable[Any]], int]:
+    """Return what writes tables one below the other to a file, by the ending of its name, and counts their rows.
+
+    The folder is made at once; the file takes its name only when it is complete.
 
     Parameters
     ----------
@@ -285,14 +288,23 @@ def table_writer(output: str | None) -> Callable[[Any], None]:
     ParameterError
         The ending is not known, or the folder cannot be written to.
     """
+    from seqattn.data.table import WRITERS, write_frames
     from seqattn.train.folder import make_folder
 
     if output is None:
-        return lambda frame: click.echo(frame.write_csv(), nl=False)
+        return _to_screen
     ending = Path(output).suffix.lower()
-    if ending not in _WRITERS:
-        raise ParameterError(f"--output {output!r} ends in {ending!r}. Use one of {', '.join(_WRITERS)}.")
+    if ending not in WRITERS:
+        raise ParameterError(f"--output {output!r} ends in {ending!r}. Use one of {', '.join(WRITERS)}.")
     if not is_first():
-        return lambda frame: None
+        return lambda frames: sum(len(frame) for frame in frames)
     make_folder(Path(output).parent)
-    return lambda frame: getattr(frame, _WRITERS[ending])(output)
+    return lambda frames: write_frames(output, frames)
+
+
+def _to_screen(frames: Iterable[Any]) -> int:
+    rows = 0
+    for number, frame in enumerate(frames):
+        click.echo(frame.write_csv(include_header=not number), nl=False)
+        rows += len(frame)
+    return rows

@@ -10,15 +10,29 @@ import numpy as np
 
 from seqattn.data.clock import Clock
 from seqattn.data.events import Events, id_text, object_array, without_duplicates
-from seqattn.data.grid import find_grid, spread_ties
+from seqattn.data.grid import spread_ties
 from seqattn.data.labels import check_labels, code_labels
-from seqattn.data.windows import bounds_of
+from seqattn.data.windows import Windows, bounds_of
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 
 if TYPE_CHECKING:
     from seqattn.data.sequences import Sequences
 
-__all__ = ["DEFAULTS", "Settings", "chunked", "columns_of"]
+__all__ = [
+    "DEFAULTS",
+    "Settings",
+    "chunked",
+    "columns_of",
+    "cut",
+    "extended",
+    "judge_ties",
+    "spread_apart",
+    "tie_spacing",
+    "warn_of_dropped",
+    "warn_of_origin",
+    "windowed",
+    "zero_gaps",
+]
 
 _TIES = ("allow", "jitter", "error")
 _UNKNOWN = ("error", "ignore")
@@ -57,12 +71,19 @@ def columns_of(events: Events, settings: Settings) -> dict[str, Any]:
     """Return the columns of Sequences, with the labels found in the data (or stated by it)."""
     if settings.drop_duplicates:
         events = without_duplicates(events)
-    codes, labels = code_labels(events.types)
     windows = bounds_of(settings.window, events.ids.tolist(), settings.seq, events.clock)
+    columns = windowed(events, *code_labels(events.types), windows)
+    if len(events.times):
+        warn_of_origin(windows, float(events.times.min()))
+    return _with_stated_types(columns, events.n_types if settings.labels is None else None)
+
+
+def windowed(events: Events, codes: np.ndarray, labels: tuple[Any, ...], windows: Windows) -> dict[str, Any]:
+    """Return the columns of Sequences from events, the codes of their types, and windows that hold them."""
     offsets = np.concatenate([events.offsets, np.full(len(windows.extra), len(events.times))]).astype(
         np.int64
     )
-    ids = _extended(events.ids, windows.extra)
+    ids = extended(events.ids, windows.extra)
     start, end, context = _bounds(
         events.times, offsets, windows.start.copy(), windows.end.copy(), windows.kind
     )
@@ -82,11 +103,11 @@ def columns_of(events: Events, settings: Settings) -> dict[str, Any]:
     }
     columns = _without_unknown_windows(columns)
     _check_inside(columns, events)
-    _warn_of_origin(columns, windows.start)
-    return _with_stated_types(columns, events.n_types if settings.labels is None else None)
+    return columns
 
 
-def _extended(ids: np.ndarray, extra: tuple[Any, ...]) -> np.ndarray:
+def extended(ids: np.ndarray, extra: tuple[Any, ...]) -> np.ndarray:
+    """Return ids followed by those of sequences that have a window and no events."""
     if not extra:
         return ids
     keys = [*ids.tolist(), *extra]
@@ -109,8 +130,8 @@ def _bounds(
     context[from_first] = 1
     if kind == "last_event":
         end[filled] = times[last]
-    if kind == "max":
-        end[:] = times.max()
+    if kind == "max" and len(times):
+        end[np.isnan(end)] = times.max()
     return start, end, context
 
 
@@ -119,17 +140,21 @@ def _without_unknown_windows(columns: dict[str, Any]) -> dict[str, Any]:
     known = np.isfinite(columns["start"]) & np.isfinite(columns["end"])
     if known.all():
         return columns
-    gone = int((~known).sum())
-    warnings.warn(
-        f"{gone} empty sequence{'s were' if gone > 1 else ' was'} dropped, because nothing says over which window "
-        "it was empty. Give window=(T0, T1), or one window per sequence.",
-        SeqattnWarning,
-        stacklevel=4,
-    )
+    warn_of_dropped(int((~known).sum()))
     keep = np.flatnonzero(known)
     offsets = columns["offsets"][np.append(keep, len(known))]  # dropped sequences have no events
     parts = {name: columns[name][keep] for name in ("start", "end", "context", "ids")}
     return {**columns, **parts, "offsets": offsets}
+
+
+def warn_of_dropped(gone: int) -> None:
+    """Say that empty sequences without a known window were dropped."""
+    warnings.warn(
+        f"{gone} empty sequence{'s were' if gone > 1 else ' was'} dropped, because nothing says over which window "
+        "it was empty. Give window=(T0, T1), or one window per sequence.",
+        SeqattnWarning,
+        stacklevel=6,
+    )
 
 
 def _check_inside(columns: dict[str, Any], events: Events) -> None:
@@ -174,9 +199,9 @@ def _where(columns: dict[str, Any], i: int) -> str:
     return f"sequence {id_text(columns['ids'][i])}"
 
 
-def _warn_of_origin(columns: dict[str, Any], given: np.ndarray) -> None:
+def warn_of_origin(windows: Windows, earliest: float) -> None:
     """Negative times often count from a moment that the window does not show."""
-    if np.isnan(given).any() and len(columns["times"]) and columns["times"].min() < 0:
+    if np.isnan(windows.start).any() and earliest < 0:
         warnings.warn(
             "Some times are negative, and T0 was taken from the first event of each sequence. "
             "Pass window=(T0, ...) if the observation began at another time.",
@@ -209,36 +234,53 @@ def gaps_between(data: Sequences) -> np.ndarray:
     return np.diff(data.times)[inner]
 
 
+def zero_gaps(data: Sequences) -> tuple[int, int]:
+    """Return the number of gaps of length zero between events, and of all gaps."""
+    gaps = gaps_between(data)
+    return int((gaps == 0).sum()), len(gaps)
+
+
 def settled_ties(data: Sequences, ties: str) -> dict[str, Any]:
     """Apply the rule for equal times in a sequence; return the columns that change."""
-    gaps = gaps_between(data)
-    count = int((gaps == 0).sum())
-    if not count:
+    count, total = zero_gaps(data)
+    if not judge_ties(count, total, ties):
         return {}
-    if ties == "error":
+    return spread_apart(data, tie_spacing(data), np.random.default_rng(0))
+
+
+def judge_ties(count: int, total: int, ties: str) -> bool:
+    """Refuse ties, or warn of them, as the rule says; return whether they are to be spread."""
+    if count and ties == "error":
         raise DataError(
-            f"{count} of {len(gaps)} gaps between events are zero. Pass ties='allow' to keep them, ties='jitter' to "
+            f"{count} of {total} gaps between events are zero. Pass ties='allow' to keep them, ties='jitter' to "
             "spread them inside the cell of the time grid, or drop_duplicates=True."
         )
-    if ties == "allow":
+    if count and ties == "allow":
         warnings.warn(
-            f"{count} of {len(gaps)} gaps between events are zero (equal times in a sequence). They are kept; "
+            f"{count} of {total} gaps between events are zero (equal times in a sequence). They are kept; "
             "ties='jitter' spreads them inside the cell of the time grid.",
             SeqattnWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-        return {}
-    return _spread_ties(data, gaps)
+    return bool(count) and ties == "jitter"
 
 
-def _spread_ties(data: Sequences, gaps: np.ndarray) -> dict[str, Any]:
-    grid = find_grid(gaps, float(np.abs(data.times).max()))
-    positive = gaps[gaps > 0]
-    if not len(positive):
+def tie_spacing(data: Sequences) -> float:
+    """Return the width of the cells that ties are spread in: the grid of the times, or the shortest gap."""
+    grid = data.grid()
+    if grid is not None:
+        return grid.spacing
+    shortest = (gaps[gaps > 0].min(initial=np.inf) for gaps in map(gaps_between, data.blocks()))
+    spacing = float(min(shortest, default=np.inf))
+    if not np.isfinite(spacing):
         raise DataError("All times of each sequence are equal, so there is no grid cell to spread them in.")
-    spacing = grid.spacing if grid else float(positive.min())
+    return spacing
+
+
+def spread_apart(data: Sequences, spacing: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Spread equal times over the cells after them; return the columns that change."""
     limits = np.full(len(data), np.inf) if data.window == "last_event" else data.end
-    times = spread_ties(data.times, data.offsets, limits, spacing, np.random.default_rng(0))
+    times = spread_ties(data.times, data.offsets, limits, spacing, rng)
     return {"times": times, **moved_windows(data, times)}
 
 
@@ -258,12 +300,15 @@ def chunked(data: Sequences, size: int, left_context: int | None) -> dict[str, A
     """Cut long sequences into chunks of ``size`` events, each with the events before it as history.
 
     A chunk that is not its sequence's last ends at its last event, and the next one scores the gap from there:
-    together the chunks score every gap of the sequence once.
+    together the chunks score every gap of the sequence once. Where no sequence is that long nothing changes.
     """
+    return cut(data, size, left_context) if (data.lengths > size).any() else {}
+
+
+def cut(data: Sequences, size: int, left_context: int | None) -> dict[str, Any]:
+    """Cut sequences into chunks as :func:`chunked` does, whether or not any is long enough."""
     keep = size if left_context is None else left_context
     lengths = data.lengths
-    if not (lengths > size).any():
-        return {}
     pieces = np.maximum(-(-lengths // size), 1)
     parent = np.repeat(np.arange(len(data)), pieces)
     number = np.arange(len(parent)) - np.repeat(np.cumsum(pieces) - pieces, pieces)

@@ -218,7 +218,8 @@ def pack(
     if not scale > 0:
         raise ParameterError(f"scale={scale!r} must be positive.")
     rows = np.array(rows, dtype=np.int64)
-    lengths = sequences.lengths[rows]
+    # Of these sequences only: a batch must not cost more where there are more sequences.
+    lengths = sequences.offsets[rows + 1] - sequences.offsets[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
     number = np.repeat(np.arange(len(rows)), lengths + 1)
     position = np.arange(offsets[-1]) - offsets[number]

@@ -17,7 +17,17 @@ from seqattn.data.labels import first_repeat, series_of_labels
 from seqattn.data.table import column_of, need_columns
 from seqattn.errors import DataError
 
-__all__ = ["Events", "events_of_frame", "events_of_pairs", "events_of_records", "without_duplicates"]
+__all__ = [
+    "Events",
+    "checked_columns",
+    "events_of_frame",
+    "events_of_pairs",
+    "events_of_records",
+    "grouped_events",
+    "head_rows",
+    "id_array",
+    "without_duplicates",
+]
 
 
 @dataclass(frozen=True)
@@ -78,17 +88,63 @@ def events_of_frame(
         need_columns(frame, [seq], table)
     if not frame.height:
         raise DataError("The table has no rows. At least one event is needed.")
-    keys = pl.Series("seq", np.zeros(frame.height, np.int64)) if seq is None else frame[seq]
-    _refuse_missing(keys, f"The id in column {seq!r}", "row")
-    clock = clock_of(_dates(frame[time]))
-    times = to_numbers(frame[time], clock, f"Column {time!r}")
-    _refuse_bad_times(times, frame[time], f"column {time!r}", "row")
-    types = _labels_of(frame[kind], kind)
+    keys, given, types = checked_columns(frame, seq, time, kind)
+    clock = clock_of(given)
+    times = to_numbers(given, clock, f"Column {time!r}")
     codes, ids = _group(keys, sort)
+    return grouped_events(codes, times, types, np.arange(frame.height), ids, clock, sort=sort)
+
+
+def checked_columns(
+    frame: pl.DataFrame, seq: str | None, time: str, kind: str, first_row: int = 0
+) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """Return ids, times (days as moments) and types of a table, refusing what is missing or not finite.
+
+    Parameters
+    ----------
+    frame
+        The table, or a piece of one.
+    seq, time, kind
+        Names of its columns; without ``seq`` all rows have one id.
+    first_row
+        Row of the whole table at which the piece begins, for messages.
+    """
+    keys = pl.Series("seq", np.zeros(frame.height, np.int64)) if seq is None else frame[seq]
+    _refuse_missing(keys, f"The id in column {seq!r}", first_row)
+    given = _dates(frame[time])
+    numbers = to_numbers(given, clock_of(given), f"Column {time!r}")
+    _refuse_bad_times(numbers, frame[time], f"column {time!r}", first_row)
+    return keys, given, _labels_of(frame[kind], kind, first_row)
+
+
+def grouped_events(
+    codes: np.ndarray,
+    times: np.ndarray,
+    types: pl.Series,
+    rows: np.ndarray,
+    ids: np.ndarray,
+    clock: Clock,
+    *,
+    sort: bool,
+) -> Events:
+    """Bring the events of each sequence together, sorted by time if asked for, and refuse decreasing times.
+
+    Parameters
+    ----------
+    codes
+        Number of each event's sequence among ``ids``.
+    times, types, rows
+        Of each event: time on the clock, label, and row in the user's table.
+    ids
+        Ids of the sequences.
+    clock
+        What the times mean.
+    sort
+        Whether to sort each sequence by time.
+    """
     order = _order(codes, times, sort)
-    rows = np.arange(frame.height) if order is None else order
     if order is not None:
-        times, types, codes = times[order], _take(types, order), codes[order]
+        times, types, codes, rows = times[order], _take(types, order), codes[order], rows[order]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))]).astype(np.int64)
     events = Events(times, types, offsets, ids, clock, rows)
     _refuse_decreasing(events)
@@ -110,15 +166,20 @@ def _group(keys: pl.Series, sort: bool) -> tuple[np.ndarray, np.ndarray]:
     """Number the sequences; rows that already stand together need no hashing."""
     if keys.dtype == pl.Object:
         return _group_objects(keys.to_list())
-    run = keys.rle_id().to_numpy().astype(np.int64)
-    heads = keys.gather(np.flatnonzero(np.diff(run, prepend=-1)))
+    run, heads = head_rows(keys)
     distinct = heads.unique(maintain_order=True)
     if sort:
         distinct = distinct.sort()
     if len(distinct) == len(heads) and not (sort and not distinct.equals(heads)):
-        return run, _id_array(distinct)
+        return run, id_array(distinct)
     numbers = pl.Series(np.arange(len(distinct)))
-    return heads.replace_strict(distinct, numbers).to_numpy()[run], _id_array(distinct)
+    return heads.replace_strict(distinct, numbers).to_numpy()[run], id_array(distinct)
+
+
+def head_rows(keys: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """Return the number of the run of equal values that each row is in, and the value of each run."""
+    run = keys.rle_id().to_numpy().astype(np.int64)
+    return run, keys.gather(np.flatnonzero(np.diff(run, prepend=-1)))
 
 
 def _group_objects(keys: list[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +191,8 @@ def _group_objects(keys: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     return codes, object_array(list(places))
 
 
-def _id_array(ids: pl.Series) -> np.ndarray:
+def id_array(ids: pl.Series) -> np.ndarray:
+    """Return ids as an array: of int64 where they are whole numbers, else of Python objects."""
     return ids.cast(pl.Int64).to_numpy() if ids.dtype.is_integer() else object_array(ids.to_list())
 
 
@@ -164,8 +226,8 @@ def stable_order(*keys: np.ndarray) -> np.ndarray:
     return order
 
 
-def _labels_of(types: pl.Series, name: str) -> pl.Series:
-    _refuse_missing(types, f"The type in column {name!r}", "row")
+def _labels_of(types: pl.Series, name: str, first_row: int) -> pl.Series:
+    _refuse_missing(types, f"The type in column {name!r}", first_row)
     if isinstance(types.dtype, (pl.List, pl.Array, pl.Struct)):
         raise DataError(
             f"Column {name!r} holds {types.dtype}. A type must be one label: text, a number, a date."
@@ -173,10 +235,10 @@ def _labels_of(types: pl.Series, name: str) -> pl.Series:
     return types
 
 
-def _refuse_missing(values: pl.Series, what: str, unit: str) -> None:
+def _refuse_missing(values: pl.Series, what: str, first_row: int) -> None:
     missing = _missing(values)
     if missing is not None:
-        raise DataError(f"{what} is missing in {unit} {missing}. Fill it in, or drop the {unit}.")
+        raise DataError(f"{what} is missing in row {first_row + missing}. Fill it in, or drop the row.")
 
 
 def _missing(values: pl.Series) -> int | None:
@@ -188,12 +250,12 @@ def _missing(values: pl.Series) -> int | None:
     return absent.fill_null(True).arg_max() if absent.any() else None
 
 
-def _refuse_bad_times(times: np.ndarray, given: pl.Series, where: str, unit: str) -> None:
+def _refuse_bad_times(times: np.ndarray, given: pl.Series, where: str, first_row: int) -> None:
     bad = np.flatnonzero(~np.isfinite(times))
     if len(bad):
         value = given[int(bad[0])]
         state = "missing" if value is None else f"{value!r}, not finite,"
-        raise DataError(f"The time in {where} is {state} in {unit} {bad[0]}. Mend or drop the {unit}.")
+        raise DataError(f"The time in {where} is {state} in row {first_row + bad[0]}. Mend or drop the row.")
 
 
 def _refuse_decreasing(events: Events) -> None:

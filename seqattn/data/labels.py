@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from seqattn.errors import DataError, ParameterError
+from seqattn.errors import DataError, ParameterError, SeqattnWarning
 
 __all__ = [
     "check_labels",
@@ -19,6 +20,7 @@ __all__ = [
     "encode_label",
     "first_repeat",
     "label_list",
+    "recoded",
     "series_of_labels",
 ]
 
@@ -159,6 +161,53 @@ def label_list(labels: Sequence[Any]) -> str:
     """
     shown = ", ".join(repr(label) for label in labels[:_SHOWN])
     return shown if len(labels) <= _SHOWN else f"{shown} and {len(labels) - _SHOWN} more"
+
+
+def recoded(found: Sequence[Any], counts: np.ndarray, wanted: tuple[Any, ...], unknown: str) -> np.ndarray:
+    """Return the code among the labels wanted for each label found, -1 where its events are to be dropped.
+
+    Parameters
+    ----------
+    found, counts
+        The labels of the events, and how many events each has.
+    wanted
+        The labels by their new codes.
+    unknown
+        "error" refuses labels that are not wanted, "ignore" warns with the number of their events.
+
+    Raises
+    ------
+    DataError
+        A label with events is not wanted; with "ignore" if there is no other.
+
+    Examples
+    --------
+    >>> recoded(["a", "b"], np.array([3, 1]), ("b", "a"), "error")
+    array([1, 0], dtype=int32)
+    """
+    place = {label: code for code, label in enumerate(wanted)}
+    codes = np.array([place.get(label, -1) for label in found], dtype=np.int32)
+    lost, total = int(counts[codes < 0].sum()), int(counts.sum())
+    if not lost:
+        return codes
+    strange = [found[code] for code in np.flatnonzero((codes < 0) & (counts > 0))]
+    if unknown == "error":
+        raise DataError(
+            f"Type {label_list(strange)} is not among the labels ({lost} of {total} events). "
+            f"Labels: {label_list(wanted)}. Pass unknown='ignore' to leave these events out."
+        )
+    if lost == total:
+        raise DataError(
+            f"None of the {total} events has a type that is among the labels. Found: "
+            f"{label_list(strange)}. Labels: {label_list(wanted)}."
+        )
+    warnings.warn(
+        f"{lost} of {total} events have types that are not among the labels "
+        f"({label_list(strange)}) and were dropped from history and scoring.",
+        SeqattnWarning,
+        stacklevel=3,
+    )
+    return codes
 
 
 def encode_label(label: Any) -> Any:

@@ -12,6 +12,8 @@ import polars as pl
 
 from seqattn.data import assemble
 from seqattn.data.events import events_of_frame, events_of_pairs, events_of_records
+from seqattn.data.pieces import Parts
+from seqattn.data.prepare import Columns, prepare
 from seqattn.data.store import is_saved
 from seqattn.data.table import as_frame, is_table, read_frame
 from seqattn.errors import DataError, ParameterError, suggest
@@ -265,6 +267,61 @@ class Readers(ABC):
             return cls.open(path)._changed(**options)
         _check_options(options, _TABLE_OPTIONS)
         return cls.from_table(read_frame(path, separator=separator), **options)
+
+    @classmethod
+    def prepare(cls, data: Any, folder: str | Path, *, piece: int = 1_000_000, **options: Any) -> Self:
+        """Read Parquet files that may be larger than memory into a saved folder, and open it.
+
+        The result equals that of :meth:`from_table` followed by :meth:`save`. Rows may stand in any order that
+        :meth:`from_table` takes: those of a sequence need not stand together, and ``sort=True`` sorts them.
+
+        Parameters
+        ----------
+        data
+            A Parquet file with one event per row, a folder of such files (in the order of their names), or a list of
+            them. Rows are counted over all files, for messages.
+        folder
+            A new or empty folder, or one with saved sequences, which are replaced. Nothing stands under this name
+            before the result is complete; until then the work lies in a hidden folder beside it, which takes about
+            28 bytes per event.
+        piece
+            Rows read at once. Memory grows with it, with the longest sequence, and by one id per sequence (8 bytes
+            where ids are whole numbers, some 200 bytes while the files are read).
+        options
+            As in :meth:`from_table`.
+
+        Returns
+        -------
+        The sequences, their events left on disk.
+
+        Raises
+        ------
+        DataError
+            As :meth:`from_table`; or a file is no Parquet file, cells hold lists, or the folder holds something else.
+        ParameterError
+            An option is not known, or ``piece`` is below 1.
+
+        Examples
+        --------
+        >>> import tempfile, polars as pl
+        >>> from seqattn import Sequences
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     pl.DataFrame({"seq_id": [1, 1, 2], "t": [0.5, 2.0, 1.0], "k": ["a", "b", "a"]}).write_parquet(
+        ...         f"{place}/events.parquet"
+        ...     )
+        ...     Sequences.prepare(f"{place}/events.parquet", f"{place}/events")
+        Sequences(2 sequences, 3 events, 2 types, window='last_event')
+        """
+        if isinstance(piece, bool) or not isinstance(piece, int) or piece < 1:
+            raise ParameterError(f"piece={piece!r} must be a whole number of at least 1.")
+        _check_options(options, _TABLE_OPTIONS)
+        given = {"seq": "seq_id", "time": "t", "type": "k", "sort": False, **assemble.DEFAULTS, **options}
+        seq, time, kind, sort = (given.pop(name) for name in ("seq", "time", "type", "sort"))
+        settings = assemble.Settings(**given, seq=seq or "seq_id")
+        parts = Parts(data)
+        columns = Columns(*_column_names(pl.DataFrame(schema=parts.schema), seq, time, kind), sort=sort)
+        prepare(cls, parts, folder, columns, settings, piece)
+        return cls.open(folder)
 
 
 def _check_options(options: Mapping[str, Any], allowed: tuple[str, ...]) -> None:

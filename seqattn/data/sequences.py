@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,13 +13,14 @@ import numpy as np
 import polars as pl
 
 from seqattn.data import assemble
+from seqattn.data.blocks import BLOCK, block_rows, block_slices, scratch, take_sequences
 from seqattn.data.clock import Clock
 from seqattn.data.events import object_array
 from seqattn.data.grid import Grid, find_grid, spread
-from seqattn.data.labels import check_labels, decode_label, encode_label, label_list, series_of_labels
+from seqattn.data.labels import check_labels, decode_label, encode_label, recoded, series_of_labels
 from seqattn.data.readers import Readers
 from seqattn.data.store import open_arrays, save_arrays
-from seqattn.errors import DataError, ParameterError, SeqattnWarning
+from seqattn.errors import DataError, ParameterError
 
 __all__ = ["Sequences"]
 
@@ -31,9 +32,6 @@ _ARRAYS = {
     "end": np.float64,
     "context": np.int64,
 }
-_OPTIONS = tuple(assemble.DEFAULTS)
-_COLUMNS = {"seq": "seq_id", "time": "t", "type": "k"}
-_RECORD = {"seq": "seq_idx", "time": "time_since_start", "type": "type_event"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,17 +142,17 @@ class Sequences(Readers):
         DataError
             The path is taken by something else, or a label or id cannot be written.
         """
-        zero = None if self.zero is None else int(self.zero.astype(np.int64))
-        meta = {
+        arrays = {name: getattr(self, name) for name in self._saved if getattr(self, name) is not None}
+        save_arrays(path, arrays, self.ids, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a saved folder holds beside the arrays, as JSON values."""
+        return {
             "labels": [encode_label(label) for label in self.labels],
-            "zero": zero,
+            "zero": None if self.zero is None else int(self.zero.astype(np.int64)),
             "resolution": self.clock.resolution,
             **{name: getattr(self, name) for name in ("window", "unit", "time_zone")},
         }
-        arrays = {name: getattr(self, name) for name in self._saved if getattr(self, name) is not None}
-        save_arrays(path, arrays, self.ids, meta)
-
-    # Looking
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -293,20 +291,70 @@ class Sequences(Readers):
     def select(self, indices: Any) -> Self:
         """Return some of the sequences, in the order asked for.
 
+        A slice of step 1 copies no events; many events of a saved folder are copied into a nameless file beside it.
+
         Parameters
         ----------
         indices
             Numbers of the sequences, a slice, or one truth value per sequence.
         """
+        if isinstance(indices, slice) and indices.step in (None, 1):
+            return self._run(*indices.indices(len(self))[:2])
         chosen = indices if isinstance(indices, slice) else np.asarray(indices)
         if isinstance(chosen, np.ndarray) and not chosen.size:
             chosen = chosen.astype(np.int64)
         rows = np.atleast_1d(np.arange(len(self))[chosen])
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        events = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        begin = np.asarray(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(self.offsets[rows + 1] - begin)]).astype(np.int64)
         parts = {name: getattr(self, name)[rows] for name in ("start", "end", "context", "ids")}
-        return replace(self, times=self.times[events], types=self.types[events], offsets=offsets, **parts)
+        times, types = (take_sequences(values, begin, offsets) for values in (self.times, self.types))
+        return replace(self, times=times, types=types, offsets=offsets, **parts)
+
+    def _run(self, begin: int, end: int) -> Self:
+        """Return sequences that follow each other, without a copy of their events."""
+        end = max(begin, end)
+        rows, bounds = slice(begin, end), self.offsets[begin : end + 1]
+        parts = {name: getattr(self, name)[rows] for name in ("start", "end", "context", "ids")}
+        events = slice(bounds[0], bounds[-1])
+        return replace(
+            self, times=self.times[events], types=self.types[events], offsets=bounds - bounds[0], **parts
+        )
+
+    def blocks(self, size: int = BLOCK) -> Iterator[Self]:
+        """Yield all sequences in order, some at a time, without copies of their events.
+
+        Parameters
+        ----------
+        size
+            Most events of a block; a longer sequence is a block of its own.
+        """
+        return (self._run(rows.start, rows.stop) for rows in block_rows(self.offsets, size))
+
+    def sampled(self, n_events: int, seed: int = 0) -> Self:
+        """Return whole sequences drawn at random, in their order, with at most so many events.
+
+        Parameters
+        ----------
+        n_events
+            Most events; one sequence is returned in any case.
+        seed
+            Seed of the draw; the global random state is not touched.
+
+        Returns
+        -------
+        Sequences; the object itself where it has no more events.
+
+        Examples
+        --------
+        >>> data = Sequences.from_lists([([0.0, 1.0], [0, 0])] * 5, ids=range(5))
+        >>> data.sampled(4).n_events, data.sampled(10) is data
+        (4, True)
+        """
+        if self.n_events <= n_events:
+            return self
+        order = np.random.default_rng(seed).permutation(len(self))
+        fits = int(np.searchsorted(np.cumsum(self.lengths[order]), n_events, side="right"))
+        return self.select(np.sort(order[: max(fits, 1)]))
 
     def relabel(self, labels: Any, unknown: str = "error") -> Self:
         """Return the same events with types numbered by other labels.
@@ -334,39 +382,36 @@ class Sequences(Readers):
         wanted = check_labels(labels)
         if wanted == self.labels:
             return replace(self, labels=wanted)
-        place = {label: code for code, label in enumerate(wanted)}
-        codes = np.array([place.get(label, -1) for label in self.labels], dtype=np.int32)
-        types = codes[self.types]
-        lost = types < 0
-        if not lost.any():
-            return replace(self, types=types, labels=wanted)
-        strange = [self.labels[code] for code in np.unique(self.types[lost])]
-        if unknown == "error":
-            raise DataError(
-                f"Type {label_list(strange)} is not among the labels ({int(lost.sum())} of {self.n_events} events). "
-                f"Labels: {label_list(wanted)}. Pass unknown='ignore' to leave these events out."
-            )
-        if lost.all():
-            raise DataError(
-                f"None of the {self.n_events} events has a type that is among the labels. Found: "
-                f"{label_list(strange)}. Labels: {label_list(wanted)}."
-            )
-        warnings.warn(
-            f"{int(lost.sum())} of {self.n_events} events have types that are not among the labels "
-            f"({label_list(strange)}) and were dropped from history and scoring.",
-            SeqattnWarning,
-            stacklevel=2,
-        )
-        return self._without(lost, types, wanted)
+        return self.recode(recoded(self.labels, self.type_counts(), wanted, unknown), wanted)
 
-    def _without(self, lost: np.ndarray, types: np.ndarray, labels: tuple[Any, ...]) -> Self:
-        """Drop events; history that is dropped no longer counts as history."""
+    def recode(self, codes: np.ndarray, labels: tuple[Any, ...]) -> Self:
+        """Return the events with other codes and labels.
+
+        Parameters
+        ----------
+        codes
+            The new code of each present one, -1 to drop its events.
+        labels
+            The labels by their new codes.
+        """
+        types = scratch(self.n_events, np.int32, self.types)
+        for part in block_slices(self.n_events):
+            types[part] = codes[self.types[part]]
+        if codes.min(initial=0) >= 0 or not (lost := types < 0).any():
+            return replace(self, types=types, labels=labels)
         before = np.concatenate([[0], np.cumsum(lost)])
         offsets = self.offsets - before[self.offsets]
         context = self.context - (before[self.offsets[:-1] + self.context] - before[self.offsets[:-1]])
         return replace(
             self, times=self.times[~lost], types=types[~lost], offsets=offsets, context=context, labels=labels
         )
+
+    def type_counts(self) -> np.ndarray:
+        """Return how many events each type has, history included."""
+        parts = (
+            np.bincount(self.types[part], minlength=self.n_types) for part in block_slices(self.n_events)
+        )
+        return sum(parts, np.zeros(self.n_types, dtype=np.int64))
 
     def _changed(self, **options: Any) -> Self:
         """Apply the options that make sense for sequences that are already made."""
@@ -388,8 +433,6 @@ class Sequences(Readers):
         if settings.chunk is not None:
             done = replace(done, **assemble.chunked(done, settings.chunk, settings.left_context))
         return done
-
-    # Auditing
 
     def digest(self) -> str:
         """Return a SHA-256 of the whole content: times, types, windows, ids, labels and clock.
@@ -415,7 +458,8 @@ class Sequences(Readers):
         """Look for a grid that the times were rounded to.
 
         Likelihoods of rounded times can be raised without end by sharp peaks on the grid; report them with
-        :meth:`jitter` beside.
+        :meth:`jitter` beside. Of more than two million events a sample of whole sequences is looked at, drawn with a
+        fixed seed.
 
         Returns
         -------
@@ -426,7 +470,8 @@ class Sequences(Readers):
         >>> Sequences.from_lists([([0, 3, 4, 9, 11, 12], [0] * 6)]).grid()
         Grid(spacing=1.0, share=1.0)
         """
-        return find_grid(assemble.gaps_between(self), float(np.abs(self.times).max(initial=0.0)))
+        largest = max(-float(self.times.min()), float(self.times.max())) if self.n_events else 0.0
+        return find_grid(assemble.gaps_between(self.sampled(BLOCK)), largest)
 
     def jitter(self, seed: int) -> Self:
         """Return the sequences with times spread uniformly inside their grid cells.

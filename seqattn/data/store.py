@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from seqattn.data.labels import decode_label, encode_label
 from seqattn.errors import DataError
 
-__all__ = ["is_saved", "open_arrays", "save_arrays"]
+__all__ = ["FolderWriter", "check_target", "is_saved", "open_arrays", "publish", "save_arrays"]
 
 _FORMAT = 1
 _KIND = "seqattn.Sequences"
@@ -27,25 +27,128 @@ def save_arrays(
     path: str | Path, arrays: Mapping[str, np.ndarray], ids: np.ndarray, meta: Mapping[str, Any]
 ) -> None:
     """Write arrays, ids and metadata into a folder; the metadata go last and mark the folder as complete."""
+    folder = check_target(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = _written(ids)
+    (folder / "meta.json").unlink(missing_ok=True)
+    for name, array in arrays.items():
+        _write_array(folder / f"{name}.npy", array)
+    _finish(folder, ids, written, {name: len(array) for name, array in arrays.items()}, meta)
+
+
+def check_target(path: str | Path) -> Path:
+    """Return a folder that sequences can be written to; refuse one that is taken by something else.
+
+    Raises
+    ------
+    DataError
+        The path is a file, or a folder with other files.
+    """
     folder = Path(path)
     if folder.is_file():
         raise DataError(f"{str(folder)!r} is a file. Sequences are saved in a folder; choose another name.")
     if folder.is_dir() and any(folder.iterdir()) and not is_saved(folder):
         raise DataError(f"The folder {str(folder)!r} holds other files. Choose an empty or a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [encode_label(key) for key in ids.tolist()] if ids.dtype == object else None
-    (folder / "meta.json").unlink(missing_ok=True)
-    for name, array in arrays.items():
-        _write_array(folder / f"{name}.npy", array)
+    return folder
+
+
+def _written(ids: np.ndarray) -> list[Any] | None:
+    return [encode_label(key) for key in ids.tolist()] if ids.dtype == object else None
+
+
+def _finish(
+    folder: Path,
+    ids: np.ndarray,
+    written: list[Any] | None,
+    lengths: Mapping[str, int],
+    meta: Mapping[str, Any],
+) -> None:
+    """Write ids, then the metadata that mark the folder as complete."""
     if written is None:
         _write_array(folder / "ids.npy", ids)
     else:
         _write_text(folder / "ids.json", json.dumps(written))
     (folder / ("ids.json" if written is None else "ids.npy")).unlink(missing_ok=True)
-    shapes = {name: len(array) for name, array in arrays.items()}
     _write_text(
-        folder / "meta.json", json.dumps({"kind": _KIND, "format": _FORMAT, "lengths": shapes, **meta})
+        folder / "meta.json", json.dumps({"kind": _KIND, "format": _FORMAT, "lengths": dict(lengths), **meta})
     )
+
+
+class FolderWriter:
+    """Writes the arrays of a saved folder piece by piece.
+
+    Parameters
+    ----------
+    folder
+        Made if absent.
+    kinds
+        The dtype of each array.
+    """
+
+    def __init__(self, folder: Path, kinds: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.lengths = dict.fromkeys(kinds, 0)
+        self._kinds = {name: np.dtype(kind) for name, kind in kinds.items()}
+        self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.npy").open("wb") for name in kinds}
+        for name in kinds:
+            self._write_header(name)
+
+    def _write_header(self, name: str) -> None:
+        """Write the header of a .npy file; numpy leaves room in it for the length to grow."""
+        kind, file = self._kinds[name], self._files[name]
+        file.seek(0)
+        shape = (self.lengths[name],)
+        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        """Write values behind those of an array that are there.
+
+        Parameters
+        ----------
+        name
+            Which array.
+        values
+            What is added.
+        """
+        self.lengths[name] += len(values)
+        self._files[name].write(np.ascontiguousarray(values, dtype=self._kinds[name]).data)
+
+    def close(self) -> None:
+        """Close all files, complete or not."""
+        for file in self._files.values():
+            file.close()
+
+    def finish(self, ids: np.ndarray, meta: Mapping[str, Any]) -> None:
+        """Write the lengths, the ids and the metadata, which mark the folder as complete.
+
+        Parameters
+        ----------
+        ids
+            Ids of the sequences.
+        meta
+            As for :func:`save_arrays`.
+        """
+        for name in self._files:
+            self._write_header(name)
+        self.close()
+        _finish(self.folder, ids, _written(ids), self.lengths, meta)
+
+
+def publish(written: Path, folder: Path) -> None:
+    """Give a complete folder its final name; one with saved sequences that has the name makes way.
+
+    Parameters
+    ----------
+    written
+        The folder, on the same file system.
+    folder
+        Its final name. What it held is moved to a name beside ``written``.
+    """
+    if folder.exists():
+        folder.rename(written.with_name(f"{written.name}-before"))
+    written.rename(folder)
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

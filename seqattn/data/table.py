@@ -1,4 +1,4 @@
-"""Reading tables: files, polars and pandas frames, and whatever speaks the Arrow protocol.
+"""Reading and writing tables: files, polars and pandas frames, and whatever speaks the Arrow protocol.
 
 This is the only module that knows pandas. A pandas frame is read column by column through numpy, so that no
 pyarrow is needed.
@@ -7,17 +7,19 @@ pyarrow is needed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from seqattn.errors import DataError, suggest
+from seqattn.errors import DataError, ParameterError, suggest
 
 __all__ = [
     "ENDINGS",
+    "WRITERS",
     "as_frame",
     "column_of",
     "index_names",
@@ -26,6 +28,7 @@ __all__ = [
     "like",
     "need_columns",
     "read_frame",
+    "write_frames",
 ]
 
 ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".inter")
@@ -322,3 +325,74 @@ def need_columns(frame: pl.DataFrame, names: Sequence[str], table: object = None
         have = ", ".join(repr(column) for column in frame.columns) or "none"
         hint = suggest(name, frame.columns)
         raise DataError(f"Column {name!r} is not in the table. Columns: {have}.{hint}")
+
+
+def write_frames(path: str | Path, frames: Iterable[pl.DataFrame]) -> int:
+    """Write tables one below the other into one file, and return the number of its rows.
+
+    Only one table is in memory at a time. The file takes its name when it is complete; until then the work lies in a
+    hidden folder beside it.
+
+    Parameters
+    ----------
+    path
+        A file that ends in .parquet (one or more row groups per table), .csv or .jsonl.
+    frames
+        Tables with the same columns, at least one.
+
+    Raises
+    ------
+    ParameterError
+        The ending is not known.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rows = write_frames(f"{folder}/x.csv", (pl.DataFrame({"n": [i]}) for i in range(3)))
+    ...     print(rows, Path(folder, "x.csv").read_text().split())
+    3 ['n', '0', '1', '2']
+    """
+    path = Path(path)
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise ParameterError(f"{str(path)!r} ends in {path.suffix!r}. Use one of {', '.join(WRITERS)}.")
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        done = Path(folder, path.name)
+        rows = writer(done, frames)
+        done.replace(path)
+    return rows
+
+
+def _write_parquet(path: Path, frames: Iterable[pl.DataFrame]) -> int:
+    """Write a file for each table, and join them: only polars' own sinks write row groups one by one."""
+    rows, parts = 0, []
+    for number, frame in enumerate(frames):
+        parts.append(path.with_name(f"{number}.parquet"))
+        frame.write_parquet(parts[-1])
+        rows += len(frame)
+    if len(parts) == 1:
+        parts[0].replace(path)
+    else:
+        pl.scan_parquet(parts, glob=False).sink_parquet(path)
+    return rows
+
+
+def _write_csv(path: Path, frames: Iterable[pl.DataFrame]) -> int:
+    rows = 0
+    with path.open("wb") as file:
+        for frame in frames:
+            frame.write_csv(file, include_header=not file.tell())
+            rows += len(frame)
+    return rows
+
+
+def _write_json_lines(path: Path, frames: Iterable[pl.DataFrame]) -> int:
+    rows = 0
+    with path.open("wb") as file:
+        for frame in frames:
+            frame.write_ndjson(file)
+            rows += len(frame)
+    return rows
+
+
+WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".jsonl": _write_json_lines}

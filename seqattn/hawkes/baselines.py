@@ -17,7 +17,8 @@ from seqattn.errors import DataError, ParameterError
 from seqattn.hawkes.counting import (
     event_rates,
     grouped_median,
-    scored_events,
+    manageable,
+    scored_counts,
     scored_exposure,
     scored_gaps,
     tails,
@@ -105,7 +106,7 @@ class PoissonProcess(SimpleProcess):
         sequences = self._read_training(X)
         self.rate_ = event_rates(sequences)
         self.exposure_ = np.array([scored_exposure(sequences).sum()])
-        self.counts_ = np.bincount(sequences.types[scored_events(sequences)], minlength=self.n_types_)
+        self.counts_ = scored_counts(sequences)
         return self
 
     def interval(self, level: float = 0.95) -> NDArray[np.float64]:
@@ -145,7 +146,8 @@ class RenewalProcess(SimpleProcess):
     Notes
     -----
     Neither law has a usable density at a gap of zero; gaps shorter than the shortest positive one of the training
-    data are scored as if they were that long.
+    data are scored as if they were that long. Of more than two million events a sample of whole sequences is used,
+    drawn with a fixed seed.
     """
 
     _fitted = ("share_", "shape_", "shortest_", "law_")
@@ -186,7 +188,7 @@ class RenewalProcess(SimpleProcess):
             raise ParameterError(
                 f"gaps={self.gaps!r} is unknown. Use 'auto', {', '.join(map(repr, GAP_LAWS))}."
             )
-        sequences = self._read_training(X)
+        sequences = manageable(self._read_training(X))
         seen, censored = scored_gaps(sequences)
         if not (seen > 0).any():
             raise DataError("No gap between events is longer than zero. Check the times.")
@@ -219,7 +221,8 @@ class EmpiricalMarkov(SimpleProcess):
     Notes
     -----
     Transition probabilities carry one pseudo-event with the overall shares, rates one with the overall rate. The
-    beginning of a window is a "last type" of its own.
+    beginning of a window is a "last type" of its own. Of more than two million events a sample of whole sequences is
+    used, drawn with a fixed seed.
     """
 
     _fitted = ("share_", "rate_", "median_", "counts_", "origin_", "next_")
@@ -247,7 +250,7 @@ class EmpiricalMarkov(SimpleProcess):
         y
             Ignored.
         """
-        sequences = self._read_training(X)
+        sequences = manageable(self._read_training(X))
         rates = event_rates(sequences)
         self.share_ = rates / rates.sum()
         size = self.n_types_ + 1

@@ -1,15 +1,28 @@
-"""Counts, exposures and gaps of the scored part of sequences: what simple processes are estimated from."""
+"""Counts, exposures and gaps of the scored part of sequences: what simple processes are estimated from.
+
+Sums run over blocks of whole sequences, so that the events may be more than memory holds. What needs all values side by
+side (medians, laws of gaps, starting points) is taken from :func:`manageable`.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seqattn.data.blocks import BLOCK
 from seqattn.data.sequences import Sequences
 from seqattn.errors import DataError
 
 # A type that never occurred counts as half an event, so that its first occurrence is improbable, not impossible.
 UNSEEN = 0.5
+
+
+def manageable(sequences: Sequences, n_events: int = BLOCK) -> Sequences:
+    """Return the sequences, or so many of them, drawn with a fixed seed, as have two million events.
+
+    The sampling error of an estimate from two million events is far below what any data set of that size tells.
+    """
+    return sequences.sampled(n_events)
 
 
 def scored_exposure(sequences: Sequences) -> NDArray[np.float64]:
@@ -41,8 +54,28 @@ def event_rates(sequences: Sequences) -> NDArray[np.float64]:
             "The windows have no length: no sequence has two events or a window of its own. "
             "Give the windows with window=(T0, T1)."
         )
-    counts = np.bincount(sequences.types[scored_events(sequences)], minlength=len(sequences.labels))
-    return np.maximum(counts, UNSEEN) / exposure
+    return np.maximum(scored_counts(sequences), UNSEEN) / exposure
+
+
+def scored_counts(sequences: Sequences) -> NDArray[np.int64]:
+    """Return the number of scored events of each type."""
+    counts = np.zeros(len(sequences.labels), dtype=np.int64)
+    for block in sequences.blocks():
+        counts += np.bincount(block.types[scored_events(block)], minlength=len(counts))
+    return counts
+
+
+def mean_positive_gap(sequences: Sequences) -> float:
+    """Return the mean of the gaps longer than zero, the first of each sequence counted from T0."""
+    total, count = 0.0, 0
+    for block in sequences.blocks():
+        previous = np.concatenate([[0.0], block.times[:-1]])
+        full = block.lengths > 0
+        previous[block.offsets[:-1][full]] = block.start[full]
+        gaps: NDArray[np.float64] = block.times - previous
+        positive = gaps[gaps > 0]
+        total, count = total + float(positive.sum()), count + len(positive)
+    return total / count if count else 1.0
 
 
 def transitions(sequences: Sequences) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from seqattn.attention.patterns import Pattern
@@ -20,7 +19,14 @@ from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.errors import BackendError, DataError, ParameterError, SeqattnWarning
 from seqattn.hawkes.baselines import EmpiricalMarkov, PoissonProcess, RenewalProcess
-from seqattn.hawkes.counting import event_rates, inner_gaps, recurrences, scored_events
+from seqattn.hawkes.counting import (
+    event_rates,
+    inner_gaps,
+    manageable,
+    mean_positive_gap,
+    recurrences,
+    scored_counts,
+)
 from seqattn.hawkes.exponential import ExponentialHawkes
 from seqattn.hawkes.histories import Attended, Histories
 from seqattn.hawkes.intensity import Intensity
@@ -128,6 +134,10 @@ class SAHP(CallbackSupport, PointProcess):
 
     Notes
     -----
+    Of a saved folder (:meth:`seqattn.Sequences.prepare`) only the events of a batch are loaded. Where there are more
+    than two million events, the starting points of kernels and all baselines but the Poisson process are taken from a
+    sample of whole sequences with a fixed seed.
+
     Differences from the paper: a start token at T0, gaps instead of time stamps in the encoding, linear
     :math:`\mu, \eta` and a learned sharpness, usual scaled softmax attention, and the four additions that a single
     argument each switches off: ``n_decays=1``, ``own_kernels=0`` and ``gap_kernels=0``, ``time_features=False``,
@@ -269,7 +279,7 @@ class SAHP(CallbackSupport, PointProcess):
         settings = self._settings(seed)
         train, held_out = self._split(self._read_training(X), validation, seed)
         self._warn_of_unseen(train)
-        self.scale_ = _mean_positive_gap(train)
+        self.scale_ = mean_positive_gap(train)
         device, dtype = resolve_device(self.device), resolve_precision(self.precision)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -346,11 +356,11 @@ class SAHP(CallbackSupport, PointProcess):
 
     def _place_kernels(self, train: Sequences) -> None:
         """Start the kernels at the gaps of the training data, no narrower than a grid of its times."""
-        grid = train.grid()
+        grid, sample = train.grid(), manageable(train)
         narrowest = 0.0 if grid is None else grid.spacing / self.scale_
         for bank, gaps in ((self.module_.own, recurrences), (self.module_.gap, inner_gaps)):
             if bank is not None:
-                types, lengths = gaps(train)
+                types, lengths = gaps(sample)
                 bank.place(*kernel_starts(types, lengths / self.scale_, *bank.shape[::-1]), narrowest)
 
     def _split(self, sequences: Sequences, validation: Any, seed: int) -> tuple[Sequences, Sequences | None]:
@@ -372,7 +382,7 @@ class SAHP(CallbackSupport, PointProcess):
         return sequences.select(train), sequences.select(held_out)
 
     def _warn_of_unseen(self, train: Sequences) -> None:
-        counts = np.bincount(train.types[scored_events(train)], minlength=self.n_types_)
+        counts = scored_counts(train)
         unseen = [self.labels_[code] for code in np.flatnonzero(counts == 0)]
         if unseen and processes().rank == 0:
             warnings.warn(
@@ -460,12 +470,3 @@ def _device_here(device: str) -> torch.device:
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _mean_positive_gap(sequences: Sequences) -> float:
-    """Return the mean of the gaps longer than zero, the first of each sequence counted from T0."""
-    previous = np.concatenate([[0.0], sequences.times[:-1]])
-    full = sequences.lengths > 0
-    previous[sequences.offsets[:-1][full]] = sequences.start[full]
-    gaps: NDArray[np.float64] = sequences.times - previous
-    return float(gaps[gaps > 0].mean()) if (gaps > 0).any() else 1.0

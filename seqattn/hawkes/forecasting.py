@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
 from seqattn.data.batches import EventBatch
+from seqattn.data.blocks import BLOCK
 from seqattn.data.sequences import Sequences
 from seqattn.data.table import like
 from seqattn.errors import ParameterError
@@ -30,6 +32,10 @@ from seqattn.hawkes.tables import (
     present,
     previous_times,
 )
+
+# Events whose forecasts are held at once; whole sequences. Batches are made inside such a block, so that a table comes
+# out the same bit for bit whether it is asked for in one piece or in many.
+_FORECASTS = BLOCK // 8
 
 
 class Forecasting(EventEstimator):
@@ -57,8 +63,41 @@ class Forecasting(EventEstimator):
         ParameterError
             A level is not in (0, 1).
         """
-        levels = check_levels(quantiles)
-        sequences = self._read_new(X)
+        levels, sequences = check_levels(quantiles), self._read_new(X)
+        parts = [self._forecasts(block, levels) for block in _forecast_blocks(sequences)]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+        return like(forecast_frame(sequences, rows, columns), X)
+
+    def predict_blocks(self, X: Any, quantiles: Sequence[float] = ()) -> Iterator[pl.DataFrame]:
+        """Forecast every event as :meth:`predict` does, and yield the table in pieces of whole sequences.
+
+        With ``X`` in a saved folder (:meth:`seqattn.Sequences.prepare`) neither the events nor the forecasts are ever
+        in memory together.
+
+        Parameters
+        ----------
+        X, quantiles
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        Iterator over polars tables, which one below the other are the table of :meth:`predict`, bit for bit.
+
+        Raises
+        ------
+        ParameterError
+            A level is not in (0, 1).
+        """
+        levels, sequences = check_levels(quantiles), self._read_new(X)
+        return (self._forecast_table(block, levels) for block in _forecast_blocks(sequences))
+
+    def _forecast_table(self, sequences: Sequences, levels: tuple[float, ...]) -> pl.DataFrame:
+        rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+        return forecast_frame(sequences, rows, self._forecasts(sequences, levels))
+
+    def _forecasts(self, sequences: Sequences, levels: tuple[float, ...]) -> dict[str, NDArray[Any]]:
+        """Return the columns of the forecasts of every event."""
         columns = empty_columns(sequences.n_events, levels)
         previous = previous_times(sequences)
 
@@ -69,9 +108,8 @@ class Forecasting(EventEstimator):
             return events, {**values, "scored": batch.scored[tokens].cpu().numpy()}
 
         fill(columns, self._each(sequences, part))
-        rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
-        position = np.arange(sequences.n_events) - sequences.offsets[:-1][rows]
-        return like(forecast_frame(sequences, rows, {"position": position, **columns}), X)
+        first = np.repeat(sequences.offsets[:-1], sequences.lengths)
+        return {"position": np.arange(sequences.n_events) - first, **columns}
 
     def predict_next(
         self, X: Any, now: Any = None, quantiles: Sequence[float] = (), horizon: float | None = None
@@ -199,3 +237,8 @@ class Forecasting(EventEstimator):
                 elapsed = torch.from_numpy(since / self.scale_).to(batch.until)
                 answer[row] = state.rates(elapsed[:, None])[:, 0].double().cpu().numpy() / self.scale_
         return answer
+
+
+def _forecast_blocks(sequences: Sequences) -> Iterator[Sequences]:
+    """Return runs of whole sequences; at least one, also of no sequences."""
+    return sequences.blocks(_FORECASTS) if sequences.n_events > _FORECASTS else iter([sequences])

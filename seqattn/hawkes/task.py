@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import polars as pl
 
 from seqattn import hawkes
 from seqattn.data import catalog
+from seqattn.data.prepare import is_table_of_events
 from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.data.store import is_saved
@@ -334,7 +335,9 @@ def epoch_objective(model: PointProcess, record: Mapping[str, Any]) -> float:
     return -float(record["valid_loss"]) - float(np.log(model.scale_))
 
 
-def load_new(model: PointProcess, data: str | Path, split: str, **read: Any) -> Sequences:
+def load_new(
+    model: PointProcess, data: str | Path, split: str, *, folder: Path | None = None, **read: Any
+) -> Sequences:
     """Load data for a fitted model, with its types.
 
     Parameters
@@ -343,6 +346,8 @@ def load_new(model: PointProcess, data: str | Path, split: str, **read: Any) -> 
         A fitted point process.
     data, split, read
         As in :func:`load_split`. For a file or folder the reading options replace those that the model remembers.
+    folder
+        Where the events of a Parquet file are put, so that they need not fit in memory; None reads them into it.
 
     Raises
     ------
@@ -350,9 +355,10 @@ def load_new(model: PointProcess, data: str | Path, split: str, **read: Any) -> 
         The data cannot be used, or hold types that the model does not know.
     """
     remembered = reading(model) if Path(data).exists() else {}
-    return load_split(
-        data, split, **{"labels": model.labels_, "unknown": model.unknown, **remembered, **read}
-    )
+    options = {"labels": model.labels_, "unknown": model.unknown, **remembered, **read}
+    if folder is not None and is_table_of_events(data, options.get("time", "t")):
+        return Sequences.prepare(data, folder, **options)
+    return load_split(data, split, **options)
 
 
 def evaluate(model: PointProcess, X: Sequences, **options: Any) -> dict[str, Any]:
@@ -383,8 +389,8 @@ def evaluate(model: PointProcess, X: Sequences, **options: Any) -> dict[str, Any
     return {**model.evaluate(X, **options), "horizon": ahead}
 
 
-def predict(model: PointProcess, X: Sequences) -> pl.DataFrame:
-    """Return one row per event, each forecast from the events before it.
+def predict(model: PointProcess, X: Sequences) -> Iterator[pl.DataFrame]:
+    """Return tables with one row per event, each forecast from the events before it.
 
     Parameters
     ----------
@@ -393,8 +399,7 @@ def predict(model: PointProcess, X: Sequences) -> pl.DataFrame:
     X
         The data.
     """
-    frame: pl.DataFrame = model.predict(X)
-    return frame
+    return model.predict_blocks(X)
 
 
 def simulate(model: PointProcess, X: Sequences | None = None, **options: Any) -> Paths:

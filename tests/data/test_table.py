@@ -8,8 +8,17 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from seqattn.data.table import as_frame, column_of, is_pandas, is_table, like, need_columns, read_frame
-from seqattn.errors import DataError
+from seqattn.data.table import (
+    as_frame,
+    column_of,
+    is_pandas,
+    is_table,
+    like,
+    need_columns,
+    read_frame,
+    write_frames,
+)
+from seqattn.errors import DataError, ParameterError
 
 FRAME = pl.DataFrame(
     {
@@ -255,3 +264,46 @@ def test_pandas_works_without_pyarrow():
         )
     )
     assert done.stdout.strip() == Sequences.of(table).digest()
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_tables_written_one_below_the_other_read_as_one(tmp_path, ending, size):
+    path = tmp_path / f"x{ending}"
+    rows = write_frames(path, (FRAME[start : start + size] for start in range(0, 3, size)))
+    assert rows == 3
+    kinds = FRAME.schema
+    back = read_frame(path).with_columns(
+        pl.col(name).str.to_datetime(time_unit="us") for name in ("when",) if ending == ".jsonl"
+    )
+    assert back.cast(dict(kinds)).equals(FRAME)
+    assert [other.name for other in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+def test_a_write_that_breaks_off_leaves_the_file_before_it(tmp_path, ending):
+    path = tmp_path / f"x{ending}"
+    write_frames(path, [FRAME])
+    before = path.read_bytes()
+
+    def broken():
+        yield FRAME
+        yield FRAME
+        raise DataError("no more")
+
+    with pytest.raises(DataError, match="no more"):
+        write_frames(path, broken())
+    assert path.read_bytes() == before
+    assert [other.name for other in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_unknown_ending_is_refused_before_a_table_is_made(tmp_path):
+    with pytest.raises(ParameterError, match="ends in '.xlsx'"):
+        write_frames(tmp_path / "x.xlsx", iter(()))
+
+
+def test_parquet_is_readable_by_others(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_frames(tmp_path / "x.parquet", (FRAME for _ in range(4)))
+    file = parquet.ParquetFile(tmp_path / "x.parquet")
+    assert file.metadata.num_rows == 12

@@ -1,0 +1,241 @@
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from seqattn.data.pieces import Parts
+from seqattn.data.sequences import Sequences
+from seqattn.errors import DataError, ParameterError, SeqattnWarning
+
+RNG = np.random.default_rng(7)
+N = 400
+TIMES = np.sort(RNG.integers(0, 90, N)).astype(float)
+# In order of time, so that the rows of a sequence stand apart and straddle every piece.
+MIXED = pl.DataFrame({"seq_id": RNG.integers(0, 12, N), "t": TIMES, "k": RNG.choice(["b", "a", "c"], N)})
+GROUPED = MIXED.sort("seq_id", maintain_order=True)
+SHUFFLED = MIXED.sample(fraction=1.0, shuffle=True, seed=1)
+DATED = MIXED.with_columns(
+    t=pl.datetime(2024, 1, 1, time_unit="us") + pl.duration(milliseconds=pl.col("t") * 137)
+)
+NAMED = MIXED.with_columns(pl.format("u{}", "seq_id").alias("seq_id"), pl.col("k").cast(pl.Categorical))
+WINDOWS = pl.DataFrame({"seq_id": [*range(12), 77], "t0": [-1.0] * 13, "t1": [90.0 + i for i in range(13)]})
+
+
+def both(frame, folder, piece=37, **options):
+    """Read a table in pieces and in memory; return both with the warnings that each gave."""
+    frame.write_parquet(folder / "events.parquet", row_group_size=64)
+    results = []
+    for read in (
+        lambda: Sequences.prepare(folder / "events.parquet", folder / "out", piece=piece, **options),
+        lambda: Sequences.read(folder / "events.parquet", **options),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append((read(), [str(warning.message) for warning in caught]))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("frame", "options"),
+    [
+        (MIXED, {}),
+        (GROUPED, {}),
+        (SHUFFLED, {"sort": True}),
+        (NAMED, {"sort": True}),
+        (DATED, {}),
+        (DATED.with_columns(pl.col("t").dt.replace_time_zone("Europe/Berlin")), {"window": "max"}),
+        (DATED.with_columns(pl.col("t") - pl.col("t").min()), {}),
+        (DATED.with_columns(pl.col("t").dt.date()), {"ties": "allow"}),
+        (MIXED.with_columns(pl.col("t").cast(pl.Int32)), {"window": (None, 95)}),
+        (MIXED.with_columns(pl.col("t") - 50.0), {"window": "max"}),
+        (MIXED, {"window": (-3.0, "max")}),
+        (MIXED, {"window": WINDOWS}),
+        (MIXED, {"window": {i: (None, 90.0 + i) for i in range(13)}}),
+        (NAMED, {"labels": ["c", "a", "b", "never"]}),
+        (MIXED, {"labels": ["c", "b"], "unknown": "ignore"}),
+        (MIXED.with_columns(k=pl.col("seq_id") % 3), {"labels": 5}),
+        (MIXED, {"drop_duplicates": True}),
+        (MIXED, {"ties": "jitter"}),
+        (MIXED, {"chunk": 9}),
+        (MIXED, {"chunk": 9, "left_context": 0, "ties": "jitter", "window": (0, 100)}),
+        (MIXED, {"chunk": 1000}),
+        (MIXED.drop("seq_id"), {"seq": None}),
+        (MIXED.rename({"seq_id": "user", "t": "when", "k": "what"}), {"seq": "user", "time": "when", "type": "what"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("piece", [37, 5000])
+def test_pieces_give_what_memory_gives(tmp_path, frame, options, piece):
+    (mapped, said), (whole, heard) = both(frame, tmp_path, piece, **options)
+    assert mapped.digest() == whole.digest()
+    assert isinstance(mapped.times, np.memmap)
+    assert said == heard
+    assert [type(label) for label in mapped.labels] == [type(label) for label in whole.labels]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3])
+@pytest.mark.parametrize("frame", [MIXED[:15], GROUPED[100:115]], ids=["in order of time", "grouped"])
+def test_the_smallest_pieces_give_what_memory_gives(tmp_path, frame, piece):
+    (mapped, _), (whole, _) = both(frame, tmp_path, piece)
+    assert mapped.digest() == whole.digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ({"t": None}, {}),
+        ({"t": float("nan")}, {}),
+        ({"t": float("inf")}, {}),
+        ({"k": None}, {}),
+        ({"seq_id": None}, {}),
+        ({"t": 1e6}, {}),
+        ({"t": -5.0}, {"window": (0, 100), "sort": True}),
+        ({"t": 500.0}, {"window": (0, 100), "sort": True}),
+        ({"k": "strange"}, {"labels": ["a", "b", "c"]}),
+        ({"seq_id": 99}, {"window": WINDOWS}),
+        ({}, {"ties": "error"}),
+        ({}, {"labels": ["x"], "unknown": "ignore"}),
+        ({}, {"time": "when"}),
+        ({}, {"window": (50, 40)}),
+    ],
+)
+def test_refusals_are_those_of_memory_and_leave_nothing(tmp_path, change, options):
+    row = 217
+    frame = MIXED.with_row_index("n").with_columns(
+        pl.when(pl.col("n") == row).then(pl.lit(value)).otherwise(pl.col(name)).alias(name)
+        for name, value in change.items()
+    )
+    frame.drop("n").write_parquet(tmp_path / "events.parquet")
+    with pytest.raises(DataError) as whole:
+        Sequences.read(tmp_path / "events.parquet", **options)
+    with pytest.raises(DataError) as pieces:
+        Sequences.prepare(tmp_path / "events.parquet", tmp_path / "out", piece=50, **options)
+    assert str(pieces.value) == str(whole.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["events.parquet"]
+
+
+def test_a_row_is_counted_over_all_files(tmp_path):
+    for part in range(4):
+        MIXED[100 * part : 100 * part + 100].write_parquet(tmp_path / f"part-{part}.parquet")
+    joined = Sequences.prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", piece=33, ties="jitter")
+    assert joined.digest() == Sequences.from_table(MIXED, ties="jitter").digest()
+    bad = MIXED[100:200].with_columns(t=pl.when(pl.col("t") == pl.col("t").max()).then(None).otherwise("t"))
+    bad.write_parquet(tmp_path / "part-1.parquet")
+    row = 100 + int(np.flatnonzero(bad["t"].is_null())[0])
+    with pytest.raises(DataError, match=f"missing in row {row}"):
+        Sequences.prepare(tmp_path, tmp_path / "out", piece=33)
+
+
+def _csv(folder):
+    MIXED.write_csv(folder / "a.csv")
+    return folder / "a.csv"
+
+
+def _lists(folder):
+    GROUPED.group_by("seq_id").agg("t", "k").write_parquet(folder / "a.parquet")
+    return folder
+
+
+def _splits(folder):
+    for name in ("train", "dev"):
+        MIXED.write_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def _unlike(folder):
+    MIXED.write_parquet(folder / "a.parquet")
+    MIXED.with_columns(pl.col("t").cast(pl.Float32)).write_parquet(folder / "b.parquet")
+    return folder
+
+
+def _damaged(folder):
+    (folder / "a.parquet").write_bytes(b"PAR1 but nothing more")
+    return folder / "a.parquet"
+
+
+def _empty(folder):
+    MIXED[:0].write_parquet(folder / "a.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (_csv, "only Parquet can. Convert it"),
+        (_lists, "holds lists, one sequence per row.*Explode the lists"),
+        (_splits, "'dev.parquet' and 'train.parquet' are splits"),
+        (_unlike, "holds Float64 in .*a.parquet', but Float32 in .*b.parquet'"),
+        (_damaged, "a.parquet' cannot be read as parquet"),
+        (_empty, "The table has no rows"),
+        (lambda folder: folder / "no.parquet", "There is no file"),
+        (lambda folder: folder, "There is no Parquet file in"),
+    ],
+)
+def test_what_cannot_be_read_in_pieces_is_refused_with_a_cure(tmp_path, make, text):
+    with pytest.raises(DataError, match=text):
+        Sequences.prepare(make(tmp_path), tmp_path / "out")
+
+
+def test_options_and_folders_are_checked_first(tmp_path):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ParameterError, match="Did you mean 'window'"):
+        Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out", windw="max")
+    with pytest.raises(ParameterError, match="piece=0"):
+        Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out", piece=0)
+    with pytest.raises(DataError, match="holds other files"):
+        Sequences.prepare(tmp_path / "a.parquet", tmp_path)
+
+
+def test_a_result_before_stays_until_the_new_one_is_complete(tmp_path):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    MIXED.with_columns(t=None).write_parquet(tmp_path / "b.parquet")
+    with pytest.warns(SeqattnWarning, match="equal times"):
+        before = Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out")
+    with pytest.raises(DataError, match="missing"):
+        Sequences.prepare(tmp_path / "b.parquet", tmp_path / "out")
+    assert Sequences.open(tmp_path / "out").digest() == before.digest()
+    after = Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out", window="max", ties="jitter")
+    assert Sequences.open(tmp_path / "out").digest() == after.digest() != before.digest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet", "out"]
+
+
+def test_no_more_than_a_piece_is_read_at_once(tmp_path):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    heights = [(first, len(frame)) for first, frame in Parts(tmp_path / "a.parquet").pieces(["t"], 60)]
+    assert heights == [(start, min(60, N - start)) for start in range(0, N, 60)]
+
+
+PROGRAM = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from seqattn.data.sequences import Sequences
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+small, large, folder = sys.argv[1:]
+Sequences.prepare(small, folder, piece=20_000)
+before = peak()
+Sequences.prepare(large, folder, piece=20_000)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+def test_memory_does_not_grow_with_the_number_of_events(tmp_path):
+    n = 1_500_000
+    frame = pl.DataFrame({"seq_id": np.arange(n) % 5000, "t": np.arange(n) / 2, "k": np.arange(n) % 3})
+    frame.write_parquet(tmp_path / "large.parquet", row_group_size=20_000)
+    frame[: n // 15].write_parquet(tmp_path / "small.parquet", row_group_size=20_000)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *(str(tmp_path / name) for name in ("small.parquet", "large.parquet", "out"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 24_000, f"{done.stdout} kB more for 36 MB of columns"
