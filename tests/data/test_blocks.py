@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from seqattn.data import blocks
+from seqattn.data import blocks, sequences
 from seqattn.data.blocks import block_rows, scratch, take_sequences
 from seqattn.data.sequences import Sequences
 
@@ -59,7 +59,7 @@ def test_values_are_taken_block_by_block(monkeypatch):
     values = np.arange(50.0)
     begin, offsets = np.array([40, 3, 10]), np.array([0, 5, 5, 12])
     whole = take_sequences(values, begin, offsets)
-    monkeypatch.setattr(blocks.block_rows, "__defaults__", (2,))
+    monkeypatch.setattr(blocks, "block_rows", lambda offsets: block_rows(offsets, 2))
     assert (
         take_sequences(values, begin, offsets).tolist()
         == whole.tolist()
@@ -86,7 +86,7 @@ def test_a_sample_holds_whole_sequences_and_no_more_events_than_asked_for():
 def test_types_are_counted_over_blocks(monkeypatch):
     data = drawn()
     whole = np.bincount(data.types, minlength=4)
-    monkeypatch.setattr(blocks.block_slices, "__defaults__", (3,))
+    monkeypatch.setattr(sequences, "block_slices", lambda n: blocks.block_slices(n, 3))
     assert data.type_counts().tolist() == whole.tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
