@@ -150,11 +150,11 @@ def _data_for(
     data: str | None,
     split: str,
     read: Sequence[str],
-    folder: Path | None = None,
+    into: Path | None = None,
 ) -> tuple[str, Any]:
     """Return a name for the data, and the data; what is left open is as in the model's own run.
 
-    With a folder the events of a Parquet file are put there instead of into memory.
+    With ``into`` the events of a Parquet file are put there instead of into memory.
     """
     from seqattn.train.config import Run, parse_pairs
 
@@ -164,7 +164,7 @@ def _data_for(
     if data is None:
         note(f"No --data: using {chosen!r}{', on which the model was trained' if run.data else ''}.")
     given = {**run.read, **parse_pairs(read, "--read")}
-    X = module.load_new(model, chosen, split, folder=folder, **given)
+    X = module.load_new(model, chosen, split, into=into, **given)
     name = f"all of {chosen}" if Path(chosen).is_file() else f"{chosen}, {split}"
     note(f"{type(model).__name__} on {name}: {module.describe(X)}")
     return name, X
@@ -185,7 +185,7 @@ def predict(model: str, seed: int | None, device: str | None, output: str | None
     module, estimator = _opened(model, device)
     place = None if output is None else Path(output).parent
     with tempfile.TemporaryDirectory(prefix=".seqattn-", dir=place) as folder:
-        _, X = _data_for(module, estimator, model, **which, folder=Path(folder, "events"))
+        _, X = _data_for(module, estimator, model, **which, into=Path(folder, "events"))
         frames = module.predict(estimator, X)
         if output is not None:
             rows = write(frames)

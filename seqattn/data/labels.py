@@ -190,7 +190,7 @@ def recoded(found: Sequence[Any], counts: np.ndarray, wanted: tuple[Any, ...], u
     lost, total = int(counts[codes < 0].sum()), int(counts.sum())
     if not lost:
         return codes
-    strange = [found[code] for code in np.flatnonzero((codes < 0) & (counts > 0))]
+    strange = [found[int(code)] for code in np.flatnonzero((codes < 0) & (counts > 0))]
     if unknown == "error":
         raise DataError(
             f"Type {label_list(strange)} is not among the labels ({lost} of {total} events). "

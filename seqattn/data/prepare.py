@@ -162,7 +162,7 @@ def _survey(parts: Parts, columns: Columns, piece: int) -> _Survey:
         sequences.count(keys)
         types.count(labels)
         order = times.to_physical()
-        bounds.append(times.gather([order.arg_min(), order.arg_max()]))
+        bounds.append(times.gather([end for end in (order.arg_min(), order.arg_max()) if end is not None]))
     if not bounds:
         raise DataError("The table has no rows. At least one event is needed.")
     ends = pl.concat(bounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,9 @@ from seqattn.data.prepare import Columns, prepare
 from seqattn.data.store import is_saved
 from seqattn.data.table import as_frame, is_table, read_frame
 from seqattn.errors import DataError, ParameterError, suggest
+
+if TYPE_CHECKING:
+    from seqattn.data.sequences import Sequences
 
 __all__ = ["Readers"]
 
@@ -312,15 +315,22 @@ class Readers(ABC):
         ...     Sequences.prepare(f"{place}/events.parquet", f"{place}/events")
         Sequences(2 sequences, 3 events, 2 types, window='last_event')
         """
-        if isinstance(piece, bool) or not isinstance(piece, int) or piece < 1:
+        if isinstance(piece, bool) or not hasattr(piece, "__index__") or piece < 1:
             raise ParameterError(f"piece={piece!r} must be a whole number of at least 1.")
         _check_options(options, _TABLE_OPTIONS)
-        given = {"seq": "seq_id", "time": "t", "type": "k", "sort": False, **assemble.DEFAULTS, **options}
+        given: dict[str, Any] = {
+            "seq": "seq_id",
+            "time": "t",
+            "type": "k",
+            "sort": False,
+            **assemble.DEFAULTS,
+            **options,
+        }
         seq, time, kind, sort = (given.pop(name) for name in ("seq", "time", "type", "sort"))
         settings = assemble.Settings(**given, seq=seq or "seq_id")
         parts = Parts(data)
         columns = Columns(*_column_names(pl.DataFrame(schema=parts.schema), seq, time, kind), sort=sort)
-        prepare(cls, parts, folder, columns, settings, piece)
+        prepare(cast("type[Sequences]", cls), parts, folder, columns, settings, piece)
         return cls.open(folder)
 
 

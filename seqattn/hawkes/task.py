@@ -336,7 +336,7 @@ def epoch_objective(model: PointProcess, record: Mapping[str, Any]) -> float:
 
 
 def load_new(
-    model: PointProcess, data: str | Path, split: str, *, folder: Path | None = None, **read: Any
+    model: PointProcess, data: str | Path, split: str, into: Path | None = None, **read: Any
 ) -> Sequences:
     """Load data for a fitted model, with its types.
 
@@ -346,18 +346,18 @@ def load_new(
         A fitted point process.
     data, split, read
         As in :func:`load_split`. For a file or folder the reading options replace those that the model remembers.
-    folder
-        Where the events of a Parquet file are put, so that they need not fit in memory; None reads them into it.
+    into
+        Folder where the events of a Parquet file are put, so that they need not fit in memory; None reads them into it.
 
     Raises
     ------
     DataError
         The data cannot be used, or hold types that the model does not know.
     """
-    remembered = reading(model) if Path(data).exists() else {}
-    options = {"labels": model.labels_, "unknown": model.unknown, **remembered, **read}
-    if folder is not None and is_table_of_events(data, options.get("time", "t")):
-        return Sequences.prepare(data, folder, **options)
+    known = {"labels": model.labels_, "unknown": model.unknown}
+    options = {**known, **(reading(model) if Path(data).exists() else {}), **read}
+    if into is not None and is_table_of_events(data, options.get("time", "t")):
+        return Sequences.prepare(data, into, **options)
     return load_split(data, split, **options)
 
 
@@ -394,10 +394,8 @@ def predict(model: PointProcess, X: Sequences) -> Iterator[pl.DataFrame]:
 
     Parameters
     ----------
-    model
-        A fitted point process.
-    X
-        The data.
+    model, X
+        A fitted point process, and the data.
     """
     return model.predict_blocks(X)
 

@@ -31,7 +31,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "random": set(),  # Python's generator is shared by the whole process
     "optuna": {"tune.py"},
-    "click": {"cli/__init__.py", "cli/console.py", "cli/reproduction.py"},
+    "click": {"cli/__init__.py", "cli/console.py", "cli/datasets.py", "cli/reproduction.py"},
     "pandas": {"data/table.py"},
     "joblib": {"reproduce/pool.py"},
     "distributed": {"reproduce/pool.py"},
@@ -42,7 +42,7 @@ HOMES = {
 }
 BRIDGES = ("seqattn.classify.sktime", "seqattn.classify.aeon", "seqattn.recommend.recbole")
 ON_REQUEST = ("matplotlib", "pandas", "optuna.visualization", "distributed")
-WITHOUT_TORCH = {"__init__.py", "errors.py", "cli/__init__.py", "cli/console.py", "cli/reproduction.py"}
+WITHOUT_TORCH = {"__init__.py", "errors.py", *HOMES["click"]}
 
 
 class Import(NamedTuple):

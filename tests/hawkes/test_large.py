@@ -97,17 +97,17 @@ def test_no_sequences_have_an_empty_table_of_forecasts(fitted, table):
 
 def test_new_data_come_in_pieces_where_a_folder_is_given(fitted, table, tmp_path):
     table.write_parquet(tmp_path / "a.parquet")
-    mapped = task.load_new(fitted, tmp_path / "a.parquet", "test", folder=tmp_path / "events")
+    mapped = task.load_new(fitted, tmp_path / "a.parquet", "test", into=tmp_path / "events")
     assert isinstance(mapped.times, np.memmap)
     assert mapped.digest() == task.load_new(fitted, tmp_path / "a.parquet", "test").digest()
     lists = table.group_by("seq_id", maintain_order=True).agg("t", "k")
     lists.write_parquet(tmp_path / "b.parquet")
-    read = task.load_new(fitted, tmp_path / "b.parquet", "test", folder=tmp_path / "more")
+    read = task.load_new(fitted, tmp_path / "b.parquet", "test", into=tmp_path / "more")
     assert read.n_events == mapped.n_events
     assert not (tmp_path / "more").exists()
     table.with_columns(k=pl.lit("strange")).write_parquet(tmp_path / "c.parquet")
     with pytest.raises(DataError, match="'strange'"):
-        task.load_new(fitted, tmp_path / "c.parquet", "test", folder=tmp_path / "more")
+        task.load_new(fitted, tmp_path / "c.parquet", "test", into=tmp_path / "more")
 
 
 def test_the_commands_prepare_and_predict_from_parquet_to_parquet(fitted, table, tmp_path):

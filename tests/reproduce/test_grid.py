@@ -60,7 +60,12 @@ def test_the_best_published_figure_is_not_below_any_other():
 
 
 def test_the_published_figures_are_those_of_the_readme():
-    table = (ROOT / "README.md").read_text().split("| data | published SAHP | best published", 1)[1].split("\n\n", 1)[0]
+    table = (
+        (ROOT / "README.md")
+        .read_text()
+        .split("| data | published SAHP | best published", 1)[1]
+        .split("\n\n", 1)[0]
+    )
     rows = re.findall(r"^\| `(\w+)` \| (-?[\d.]+) \| (-?[\d.]+) \|", table, re.M)
     grid = Grid.of("tpp")
     assert len(rows) >= 3
