@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -230,7 +232,8 @@ def _look(module: ModuleType, grid: Grid, plan: Plan) -> tuple[dict[str, _Seen],
             skipped[wanted.name] = str(error)
             plan.say(f"{wanted.name}: skipped. {error}")
             continue
-        parts = module.splits(wanted.name, module.SPLITS)
+        with _warnings_of(wanted.name):
+            parts = module.splits(wanted.name, module.SPLITS)
         differs = module.deviations(wanted.name, parts)
         digests = {role: X.digest() for role, X in parts.items()}
         note = f"not the published data: {', '.join(differs)}" if differs else wanted.note
@@ -238,6 +241,16 @@ def _look(module: ModuleType, grid: Grid, plan: Plan) -> tuple[dict[str, _Seen],
     if not found:
         raise DataError(f"None of the data sets is on this machine. {next(iter(skipped.values()))}")
     return found, skipped
+
+
+@contextlib.contextmanager
+def _warnings_of(name: str) -> Iterator[None]:
+    """Begin each warning with the name of the data set that it is about."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for found in caught:
+        warnings.warn(f"{name}: {found.message}", found.category, stacklevel=2)
 
 
 def _settings(module: ModuleType, grid: Grid, model: Model, plan: Plan) -> dict[str, Any]:

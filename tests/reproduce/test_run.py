@@ -17,9 +17,12 @@ import pytest
 from click.testing import CliRunner, Result
 from reproduce.small_grid import draw, write_grid, write_known
 
+import seqattn
 from seqattn.cli import cli
-from seqattn.errors import MissingDependencyError, ParameterError
+from seqattn.errors import MissingDependencyError, ParameterError, SeqattnWarning
+from seqattn.reproduce.grid import Grid
 from seqattn.reproduce.pool import Launcher, run_all
+from seqattn.reproduce.run import Plan, _look
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "import sys; from seqattn.cli import main; sys.argv[0] = 'seqattn'; main()"
@@ -277,3 +280,14 @@ def test_a_process_that_cannot_start_is_a_failed_cell(tmp_path):
     outcome = Launcher()(order)
     assert (outcome["key"], outcome["status"]) == ("k", "failed")
     assert "KeyError" in outcome["reason"]
+
+
+def test_a_warning_says_which_data_set_it_is_about(grid, tmp_path, monkeypatch):
+    tied = "".join(f"{number},{time},0\n" for number in range(4) for time in (1, 1, 2))
+    folder = tmp_path / "data" / "tpp" / "taxi"
+    folder.mkdir(parents=True)
+    for part in ("train", "dev", "test"):
+        (folder / f"{part}.csv").write_text(f"seq_id,t,k\n{tied}")
+    monkeypatch.setenv("SEQATTN_DATA", str(tmp_path / "data"))
+    with pytest.warns(SeqattnWarning, match="^taxi: 4 of 8 gaps between events are zero"):
+        _look(seqattn.task("hawkes"), Grid.load(grid), Plan("tpp", tmp_path))
