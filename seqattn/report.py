@@ -19,6 +19,7 @@ import numpy as np
 from seqattn.data import catalog
 from seqattn.errors import DataError, MissingDependencyError, suggest
 from seqattn.train.config import json_ready, versions
+from seqattn.train.costs import COSTS
 from seqattn.train.history import History
 
 if TYPE_CHECKING:
@@ -33,10 +34,9 @@ __all__ = [
     "fit_text",
     "json_ready",
     "machine",
+    "new_figure",
     "number",
-    "plot_importance",
     "plot_training",
-    "plot_trials",
     "study_text",
     "table",
     "to_json",
@@ -44,7 +44,7 @@ __all__ = [
     "write_table",
 ]
 
-_EXTRAS = {"plot": ("matplotlib",), "dask": ("distributed",)}
+_EXTRAS = {"plot": ("matplotlib",), "dask": ("distributed",), "postgres": ("psycopg",)}
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -156,6 +156,33 @@ def write_table(path: str | Path | None, headers: Sequence[str], rows: Iterable[
     return text.getvalue()
 
 
+def new_figure(whole: bool = True) -> tuple[Any, Any]:
+    """Return a figure with its axes, apart from the state of pyplot.
+
+    Parameters
+    ----------
+    whole
+        Whether the first axis is marked at whole numbers only.
+
+    Raises
+    ------
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise MissingDependencyError("Plots need matplotlib: pip install 'seqattn[plot]'.") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
 def plot_training(history: History, path: str | Path, unit: str = "nats per event", title: str = "") -> Path:
     """Draw training and held-out loss by epoch, with the best epoch marked, and save the picture as PNG.
 
@@ -179,7 +206,7 @@ def plot_training(history: History, path: str | Path, unit: str = "nats per even
     MissingDependencyError
         matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     epochs = [record["epoch"] for record in history.records]
     marker = "o" if len(epochs) < 3 else ""
     for key, label in (("train_loss", "training"), ("valid_loss", "held out")):
@@ -195,94 +222,6 @@ def plot_training(history: History, path: str | Path, unit: str = "nats per even
     axes.legend()
     figure.savefig(Path(path), dpi=120)
     return Path(path)
-
-
-def plot_trials(trials: Sequence[Mapping[str, Any]], path: str | Path, objective: str) -> Path:
-    """Draw the objective of each trial of a study and the best so far, and save the picture as PNG.
-
-    Parameters
-    ----------
-    trials
-        Records as in :class:`seqattn.train.search.Outcome`.
-    path
-        File to write.
-    objective
-        What was maximised, with its unit.
-
-    Returns
-    -------
-    The path written.
-
-    Raises
-    ------
-    MissingDependencyError
-        matplotlib is not installed.
-    """
-    figure, axes = _figure()
-    complete = [trial["value"] for trial in trials if trial["state"] == "complete"] or [0.0]
-    # A setting that fails badly must not squeeze all others into one line: it is drawn at the lower edge.
-    low, high = float(np.quantile(complete, 0.25)), max(complete)
-    floor = low - 1.5 * (high - low) if high > low else min(complete)
-    for state, mark, color in (("complete", "o", "C0"), ("pruned", "x", "0.6")):
-        chosen = [trial for trial in trials if trial["state"] == state and trial["value"] is not None]
-        numbers, values = [trial["number"] for trial in chosen], [trial["value"] for trial in chosen]
-        axes.plot(numbers, np.maximum(values, floor), mark, color=color, label=f"{state} ({len(chosen)})")
-        if state == "complete" and chosen:
-            best = np.maximum(np.maximum.accumulate(values), floor)
-            axes.step(numbers, best, where="post", color="C1", label="best so far")
-    for trial in (trial for trial in trials if trial["value"] is not None):
-        below = f"{number(trial['value'], 3)} ↓" if trial["value"] < floor else ""
-        axes.annotate(f" {trial['name'] or ''} {below}", (trial["number"], max(trial["value"], floor)))
-    axes.set_xlabel("trial")
-    axes.set_ylabel(objective)
-    axes.legend()
-    figure.savefig(Path(path), dpi=120)
-    return Path(path)
-
-
-def plot_importance(importance: Mapping[str, float], path: str | Path) -> Path:
-    """Draw how much each searched setting matters, and save the picture as PNG.
-
-    Parameters
-    ----------
-    importance
-        Share of each setting in the spread of the objective.
-    path
-        File to write.
-
-    Returns
-    -------
-    The path written.
-
-    Raises
-    ------
-    MissingDependencyError
-        matplotlib is not installed.
-    """
-    figure, axes = _figure(whole=False)
-    names = sorted(importance, key=lambda name: importance[name])
-    bars = axes.barh(names, [importance[name] for name in names])
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_xlabel("importance (share of the spread of the objective)")
-    axes.margins(x=0.1)
-    figure.savefig(Path(path), dpi=120)
-    return Path(path)
-
-
-def _figure(whole: bool = True) -> tuple[Any, Any]:
-    """Return a figure of its own, apart from the state of pyplot; ``whole`` marks whole numbers on the first axis."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise MissingDependencyError("Plots need matplotlib: pip install 'seqattn[plot]'.") from error
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    if whole:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure, axes
 
 
 def evaluation_text(task: ModuleType, evaluation: Mapping[str, Any], name: str, what: str) -> str:
@@ -400,17 +339,26 @@ def study_text(task: ModuleType, outcome: Outcome) -> str:
     ]
     rows.append(["best", outcome.best_trial, outcome.best_value, "complete"])
     counts = f"{outcome.n_complete} complete, {outcome.n_pruned} pruned, {outcome.n_failed} failed"
+    if outcome.n_infeasible:
+        counts += f"; {outcome.n_infeasible} of the complete ones above a limit"
     best = ", ".join(f"{name}={number(value)}" for name, value in outcome.best_params.items())
     files = {"Model": "best/model.safetensors", "Settings": "best.toml", "Trials": "trials.csv"}
     pictures = [f"Plot: {path}" for path in sorted(outcome.output.rglob("*.png"))]
     parts = [
         f"Study {outcome.study!r}: {outcome.n_trials} trials ({counts}). Development data, {task.OBJECTIVE}:",
         table(["settings", "trial", "value", "state"], rows),
+        *([_front_text(outcome)] if outcome.second else []),
         f"Best: {best}",
         evaluation_text(task, outcome.test, "best, refitted", "Test data"),
         "\n".join([f"{what}: {outcome.output / name}" for what, name in files.items()] + pictures),
     ]
     return "\n\n".join(parts)
+
+
+def _front_text(outcome: Outcome) -> str:
+    rows = [[trial["number"], trial["value"], trial[outcome.second]] for trial in outcome.front]
+    headers = ["trial", "value", COSTS[outcome.second]]
+    return f"Beaten by none in both objectives (--choose N refits another):\n{table(headers, rows)}"
 
 
 def machine() -> dict[str, Any]:

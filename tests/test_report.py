@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from seqattn.errors import DataError, MissingDependencyError
+from seqattn.plots import plot_importance, plot_trials
 from seqattn.report import (
     dataset_facts,
     facts_text,
     number,
-    plot_importance,
     plot_training,
-    plot_trials,
     table,
     to_json,
     write_table,

@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -29,17 +29,15 @@ from seqattn.cli.console import (
     note,
     options,
     picture,
+    run_of,
     show,
     stopped,
     table_writer,
 )
 from seqattn.cli.datasets import datasets
 from seqattn.cli.reproduction import reproduce
+from seqattn.cli.tuning import tune
 from seqattn.errors import ParameterError, SeqattnWarning
-
-if TYPE_CHECKING:
-    from seqattn.train.config import Run
-    from seqattn.train.search import Outcome, Plan
 
 __all__ = ["cli", "main"]
 
@@ -62,6 +60,7 @@ def cli() -> None:
 
 cli.add_command(datasets)
 cli.add_command(reproduce)
+cli.add_command(tune)
 
 
 def main() -> None:
@@ -70,17 +69,6 @@ def main() -> None:
     # against 76,000 with passive waiting. Read by torch's threads when they start.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     cli(prog_name="seqattn")
-
-
-def _run(config: str | None, task: str, settings: Sequence[str], read: Sequence[str], **given: Any) -> Run:
-    """Return what is run: the options, over the configuration file, over the task's defaults."""
-    from seqattn.train.config import Run
-
-    module = seqattn.task(task)
-    run = Run.of_options(config, task, settings, read, **given)
-    if not run.data:
-        note(f"No --data: using {module.DEFAULT_DATA!r}, which comes with the package.")
-    return replace(run, data=run.data or module.DEFAULT_DATA, model=run.model or next(iter(module.MODELS)))
 
 
 @cli.command(epilog=example("fit hawkes --data events.csv --read seq=user --read time=when --set epochs=20"))
@@ -109,7 +97,7 @@ def fit(
     from seqattn.train.config import short_name
     from seqattn.train.folder import Afterwards, RunFolder
 
-    run, module = _run(config, task, settings, read, **given), seqattn.task(task)
+    run, module = run_of(config, task, settings, read, **given), seqattn.task(task)
     model = module.build(run.settings, run.model, seed=run.seed, device=run.device, read=run.read)
     share = module.settings(model).get("validation", 0.1)
     parts = module.splits(run.data, share=share, seed=run.seed, **run.read)
@@ -341,87 +329,6 @@ def evaluate(
     show(figures, evaluation_text(module, figures, kind, name))
 
 
-@cli.command(epilog=example("tune hawkes --trials 50 --workers 2 --output runs/tuned"))
-@click.argument("task")
-@options("data", "training", "machine")
-@click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Total of the study.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds until the last trial starts.")
-@click.option("--storage", metavar="URL|FILE", help="Database or journal.  [default: DIR/study.journal]")
-@click.option("--study", metavar="NAME", help="Name of the study.  [default: TASK-DATA]")
-@click.option("--config", metavar="F.toml", help="Search space in place of tuning/TASK.toml.")
-@click.option("--output", metavar="DIR", help="Folder of the study.  [default: runs/tune-TASK-DATA]")
-def tune(
-    task: str,
-    settings: Sequence[str],
-    read: Sequence[str],
-    workers: int,
-    timeout: float | None,
-    config: str | None,
-    output: str | None,
-    **given: Any,
-) -> None:
-    """Search settings of TASK, refit the best, and test only that one.
-
-    Stop it at any time: finished trials are kept, and the same command goes on. Settings given with --set are fixed
-    instead of searched.
-    """
-    from seqattn.report import study_text
-    from seqattn.train.config import short_name
-    from seqattn.train.search import Plan, Space
-    from seqattn.tune import tune as search
-
-    of_study = {key: given.pop(key) for key in ("trials", "storage", "study")}
-    run, module = _run(None, task, settings, read, **given), seqattn.task(task)
-    folder = Path(output) if output else Path("runs", f"tune-{task}-{short_name(run.data)}")
-    stopped(f"Finished trials are kept with the study of {str(folder)!r}; the same command goes on.")
-    plan = Plan(
-        task=task,
-        output=folder,
-        data=run.data,
-        read=run.read,
-        timeout=float("inf") if timeout is None else timeout,
-        seed=run.seed,
-        device=run.device,
-        settings=run.settings,
-        space=Space.load(config) if config else Space(),
-        quiet=flag("quiet"),
-        **{key: value for key, value in of_study.items() if value is not None},
-    )
-    outcome = search(plan, workers)
-    _write_study(module, outcome, plan)
-    keys = (
-        "study",
-        "n_trials",
-        "n_complete",
-        "n_pruned",
-        "n_failed",
-        "best_value",
-        "best_params",
-        "best_trial",
-    )
-    values = {key: getattr(outcome, key) for key in (*keys, "dev", "test", "output")}
-    show(values, study_text(module, outcome))
-
-
-def _write_study(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
-    from seqattn.report import plot_importance, plot_training, plot_trials, write_table
-
-    folder = outcome.output
-    names = list(dict.fromkeys(name for trial in outcome.trials for name in trial))
-    write_table(
-        folder / "trials.csv", names, [[trial.get(name) for name in names] for trial in outcome.trials]
-    )
-    picture(lambda: plot_trials(outcome.trials, folder / "history.png", module.OBJECTIVE))
-    if outcome.importance:
-        picture(lambda: plot_importance(outcome.importance, folder / "importance.png"))
-    else:
-        note("No importance.png: it needs at least two complete trials with different values.")
-    best, pictures = seqattn.load(folder / "best"), folder / "best"
-    if hasattr(best, "history_"):
-        title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
-        picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
-    picture(lambda: module.plots(best, module.load_split(plan.data, "dev", **plan.read), pictures))
 
 
 @cli.command(epilog=example("doctor --json"))

@@ -7,14 +7,19 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import seqattn
 from seqattn.errors import DataError, MissingDependencyError, ParameterError, SeqattnError, SeqattnWarning
+
+if TYPE_CHECKING:
+    from seqattn.train.config import Run
 
 __all__ = [
     "Commands",
@@ -24,6 +29,7 @@ __all__ = [
     "note",
     "options",
     "picture",
+    "run_of",
     "show",
     "stopped",
     "table_writer",
@@ -144,6 +150,29 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "The memory is not enough. Try a smaller batch_size, or cut long sequences."
     return f"{type(error).__name__}: {error}\nThis was not foreseen; -v shows where it happened."
+
+
+def run_of(config: str | None, task: str, settings: Sequence[str], read: Sequence[str], **given: Any) -> Run:
+    """Return what is run: the options, over the configuration file, over the task's defaults.
+
+    Parameters
+    ----------
+    config
+        A configuration file or the name of a preset, or None.
+    task
+        Name of the task.
+    settings, read
+        Texts ``key=value``.
+    given
+        Further options; None where one was not given.
+    """
+    from seqattn.train.config import Run
+
+    module = seqattn.task(task)
+    run = Run.of_options(config, task, settings, read, **given)
+    if not run.data:
+        note(f"No --data: using {module.DEFAULT_DATA!r}, which comes with the package.")
+    return replace(run, data=run.data or module.DEFAULT_DATA, model=run.model or next(iter(module.MODELS)))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 from seqattn.errors import ParameterError
 from seqattn.train.callbacks import Progress
 from seqattn.train.config import Run, check_names, json_ready, read_toml
+from seqattn.train.costs import COSTS
 from seqattn.train.folder import RunFolder
 
-__all__ = ["Outcome", "Plan", "Space", "refit", "starting_points", "storage_place"]
+__all__ = ["Outcome", "Plan", "Space", "refit", "starting_points", "storage_place", "warm_starts"]
 
 _RULES = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("choices",)}
 _JOURNALS = (".journal", ".log")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
-_TABLES = ("space", "fixed", "trial", "refit", "start", "pruning")
+_SERVERS = ("postgresql", "postgres")
+_TABLES = ("space", "fixed", "trial", "refit", "start", "limit", "pruning")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Space:
         Settings of every fit, of trials only, and of the final fit only.
     starts
         Settings that are tried first, by name; what one leaves out has the estimator's default.
+    limits
+        The most that a model may cost, by names in :data:`seqattn.train.costs.COSTS`.
+    second
+        A cost that is minimised beside the objective; empty for none.
     startup_trials, warmup_epochs
         Trials that must have completed before one is pruned, and epochs before which none is.
     """
@@ -49,8 +55,10 @@ class Space:
     trial: dict[str, Any] = field(default_factory=dict)
     refit: dict[str, Any] = field(default_factory=dict)
     starts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
     startup_trials: int = 5
     warmup_epochs: int = 0
+    second: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> Space:
@@ -67,7 +75,7 @@ class Space:
             The file cannot be read, or holds something that is not known.
         """
         values = read_toml(path)
-        check_names(values, ("model", *_TABLES), f"a key of {str(path)!r}")
+        check_names(values, ("model", "second", *_TABLES), f"a key of {str(path)!r}")
         for name in _TABLES:
             if not isinstance(values.setdefault(name, {}), dict):
                 raise ParameterError(f"{name!r} in {str(path)!r} is {values[name]!r}. Give a table.")
@@ -77,7 +85,7 @@ class Space:
         for name, rule in values["space"].items():
             _check_rule(name, rule)
         parts = (values[name] for name in _TABLES[:-1])
-        return cls(values.get("model"), *parts, **values["pruning"])
+        return cls(values.get("model"), *parts, **values["pruning"], second=values.get("second", ""))
 
     def with_settings(self, settings: Mapping[str, Any]) -> Space:
         """Return the space with some settings fixed, which are then no longer searched.
@@ -90,6 +98,10 @@ class Space:
         rules = {name: rule for name, rule in self.rules.items() if name not in settings}
         trial, refit = ({**part, **_common(part, settings)} for part in (self.trial, self.refit))
         return replace(self, rules=rules, fixed={**self.fixed, **settings}, trial=trial, refit=refit)
+
+    def searched(self) -> dict[str, Any]:
+        """Return all but what is asked of the models, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("limits", "second")}
 
 
 def _common(part: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +171,15 @@ class Plan:
         Constructor arguments for every fit, which then are not searched.
     space
         What is searched; an empty one stands for ``tuning/<task>.toml``.
+    limits
+        The most that a model may cost, by names in :data:`seqattn.train.costs.COSTS`; they replace those of the
+        space. A trial above one is shown and never the best.
+    second
+        A cost that is minimised beside the objective; empty takes that of the space. Nothing is pruned then.
+    warm_start
+        Folders of other studies, or configurations such as their ``best.toml``, whose settings are tried first.
+    choose
+        Number of the trial that is refitted and tested; None takes the best.
     quiet
         Whether to say nothing while running.
     deadline
@@ -177,12 +198,21 @@ class Plan:
     device: str = "auto"
     settings: dict[str, Any] = field(default_factory=dict)
     space: Space = field(default_factory=Space)
+    limits: dict[str, float] = field(default_factory=dict)
+    second: str = ""
+    warm_start: Sequence[str | Path] = ()
+    choose: int | None = None
     quiet: bool = False
     deadline: float = math.inf
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ParameterError(f"trials={self.trials!r} is not allowed. Give a whole number, at least 1.")
+        check_names(self.limits, COSTS, "a limit")
+        check_names([self.second] if self.second else [], COSTS, "a second objective")
+        for name, limit in self.limits.items():
+            if not (_is_number(limit, "float") and 0 < limit < math.inf):
+                raise ParameterError(f"The limit {name}={limit!r} is not allowed. Give a number above 0.")
 
     def build(self, task: ModuleType, *settings: Mapping[str, Any]) -> Any:
         """Return an estimator with the settings of every fit and further ones.
@@ -233,10 +263,17 @@ def storage_place(storage: str, workers: int) -> str:
         raise ParameterError(f"storage={storage!r} is neither a URL nor a file that ends in {endings}.")
     if "://" not in storage:
         storage = f"{'' if ending in _JOURNALS else 'sqlite:///'}{Path(storage).resolve()}"
+    scheme = storage.partition("://")[0].partition("+")[0] if "://" in storage else ""
+    if scheme not in ("", "sqlite", *_SERVERS):
+        raise ParameterError(
+            f"The storage is a database of {scheme!r}. Allowed: postgresql://USER@HOST/DATABASE, sqlite:///FILE, or a "
+            "journal file."
+        )
     if workers > 1 and storage.startswith("sqlite"):
         raise ParameterError(
             f"SQLite cannot serve {workers} workers: each write locks the whole file, and writers that wait too long "
-            "fail. Use a journal file (--storage study.journal, the default) or --workers 1."
+            "fail. Use a journal file (--storage study.journal, the default), PostgreSQL (postgresql://...), or "
+            "--workers 1."
         )
     return storage
 
@@ -251,8 +288,11 @@ class Outcome:
         Name of the study.
     n_trials, n_complete, n_pruned, n_failed
         Trials that have ended, and how.
+    n_infeasible
+        Complete trials above a limit.
     best_value, best_params, best_trial
-        The highest objective on the development data, the settings that gave it, and the number of that trial.
+        The highest objective on the development data within the limits, the settings that gave it, and the number of
+        that trial; those of another trial if it was chosen.
     dev, test
         Objective of the refitted best settings on the development data, and every metric on the test data.
     output
@@ -261,6 +301,11 @@ class Outcome:
         One record per trial.
     importance
         Share of each searched setting in the spread of the objective; empty with fewer than two complete trials.
+    second
+        The second objective; empty if there is none.
+    front
+        With a second objective, the trials within the limits that none beats in both: ``number``, ``value`` and the
+        cost, by falling value.
     """
 
     study: str
@@ -268,6 +313,7 @@ class Outcome:
     n_complete: int
     n_pruned: int
     n_failed: int
+    n_infeasible: int
     best_value: float
     best_params: dict[str, Any]
     best_trial: int
@@ -276,6 +322,8 @@ class Outcome:
     output: Path
     trials: list[dict[str, Any]]
     importance: dict[str, float]
+    second: str = ""
+    front: list[dict[str, Any]] = field(default_factory=list)
 
 
 def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -311,9 +359,48 @@ def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, A
         for key, value in params.items():
             if not _is_inside(value, space.rules[key]):
                 raise ParameterError(
-                    f"The starting point {name!r} has {key}={value!r}, outside of {space.rules[key]}."
+                    f"The starting point {name!r} has {key}={value!r}, outside of {space.rules[key]}. Leave it out, "
+                    "or widen the space."
                 )
         starts[name] = (params, extra)
+    return starts
+
+
+def warm_starts(task: ModuleType, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return starting points from the best settings of other studies or data, by where they come from.
+
+    Settings of trials and of the final fit, such as the number of epochs, are those of this search. Others that are
+    not searched are taken over where they differ from the estimator's default.
+
+    Parameters
+    ----------
+    task
+        Module of the task.
+    plan
+        The plan of the search.
+
+    Raises
+    ------
+    ParameterError
+        A configuration cannot be read, or is of another task or model.
+    """
+    space, starts = plan.space, {}
+    usual = task.settings(plan.build(task, space.trial)) if plan.warm_start else {}
+    model = space.model or next(iter(task.MODELS))
+    for place in plan.warm_start:
+        path = Path(place) / "best.toml" if Path(place).is_dir() else Path(place)
+        run = Run.load(path)
+        if (run.task, run.model or model) != (plan.task, model):
+            raise ParameterError(
+                f"{str(path)!r} holds settings of {run.model!r} ({run.task}), and the search is for {model!r} "
+                f"({plan.task}). Leave it out."
+            )
+        own = space.fixed.keys() | space.trial.keys() | space.refit.keys()
+        starts[f"warm start {place}"] = {
+            name: value
+            for name, value in run.settings.items()
+            if name not in own and (name in space.rules or value != json_ready(usual.get(name)))
+        }
     return starts
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from multiprocessing import connection
 from pathlib import Path
 from types import FrameType
@@ -19,33 +19,110 @@ from typing import Any
 
 import torch
 
-__all__ = ["FileLock", "become_worker", "is_alive", "is_orphan", "myself", "run_processes", "undisturbed"]
+__all__ = [
+    "FileLock",
+    "Heartbeat",
+    "Watch",
+    "become_worker",
+    "is_alive",
+    "is_orphan",
+    "myself",
+    "run_processes",
+    "undisturbed",
+]
 
-# Another host's processes cannot be looked at; they are given up when they were silent for this long, in seconds.
-_SILENCE = 1800.0
+# Seconds between two signs of life, and without one after which a process on another machine is given up.
+_BEAT = 20.0
+_SILENCE = 180.0
 # Seconds in which a worker gives back what it has in hand.
 _PATIENCE = 20.0
 
 
 def myself() -> dict[str, Any]:
     """Return what tells this process from every other one, as JSON values."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+    return {"host": socket.gethostname(), "kernel": _kernel(), "pid": os.getpid(), "born": _born(os.getpid())}
 
 
-def is_alive(process: dict[str, Any], seen: float) -> bool:
-    """Return whether a process may still be at work.
+def _kernel() -> str:
+    """Return what tells this machine's process numbers from those of others with its name, such as containers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def is_alive(process: dict[str, Any]) -> bool | None:
+    """Return whether a process is still at work; None if it is on another machine, where it cannot be looked at.
 
     Parameters
     ----------
     process
         What :func:`myself` returned there.
-    seen
-        When it was last heard of, in seconds since 1970. Counts only for processes of other hosts.
     """
-    if process["host"] != socket.gethostname():
-        return time.time() - seen < _SILENCE
+    if (process["host"], process.get("kernel", "")) != (socket.gethostname(), _kernel()):
+        return None
     born = _born(process["pid"])
     return born is not None and born == process["born"]
+
+
+class Watch:
+    """Notices who has been silent for long, by the clock of this process: those of two machines may differ.
+
+    Parameters
+    ----------
+    patience
+        Seconds without a new sign of life after which somebody is given up.
+    clock
+        Returns the time in seconds.
+    """
+
+    def __init__(self, patience: float = _SILENCE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience, self._clock = patience, clock
+        self._heard: dict[Hashable, tuple[Any, float]] = {}
+
+    def is_silent(self, who: Hashable, sign: Any) -> bool:
+        """Return whether the last sign of life has not changed for too long.
+
+        Parameters
+        ----------
+        who
+            Whose sign it is.
+        sign
+            Something that differs from sign to sign.
+        """
+        now = self._clock()
+        if who not in self._heard or self._heard[who][0] != sign:
+            self._heard[who] = (sign, now)
+        return now - self._heard[who][1] >= self._patience
+
+
+class Heartbeat(contextlib.AbstractContextManager[None]):
+    """Gives signs of life from a thread of its own while a block runs, however long its steps take.
+
+    Parameters
+    ----------
+    beat
+        Gives a sign of life, and returns whether to go on.
+    every
+        Seconds between two.
+    """
+
+    def __init__(self, beat: Callable[[], bool], every: float = _BEAT) -> None:
+        self._over = threading.Event()
+        self._beat, self._every = beat, every
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every) and self._beat():
+            pass
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 def _born(pid: int) -> str | None:

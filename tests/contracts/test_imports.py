@@ -19,6 +19,7 @@ SOURCES = sorted((ROOT / "seqattn").rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"plots"},
     {"tune", "benchmark", "report", "reproduce"},
     {"hawkes", "classify", "recommend", "dynamics"},
     {"train", "nn"},
@@ -30,8 +31,9 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # What is imported -> the files that may do so.
 HOMES = {
     "random": set(),  # Python's generator is shared by the whole process
-    "optuna": {"tune.py"},
-    "click": {"cli/__init__.py", "cli/console.py", "cli/datasets.py", "cli/reproduction.py"},
+    "optuna": {f"tune/{name}.py" for name in ("desk", "draws", "search", "storage")},
+    "sqlalchemy": {"tune/storage.py"},
+    "click": {f"cli/{name}.py" for name in ("__init__", "console", "datasets", "reproduction", "tuning")},
     "pandas": {"data/table.py"},
     "joblib": {"reproduce/pool.py"},
     "distributed": {"reproduce/pool.py"},

@@ -97,3 +97,5 @@ def test_a_storage_that_is_neither_is_refused():
         storage_place("study.log", 0)
     with pytest.raises(ParameterError, match="SQLite cannot serve 3 workers"):
         storage_place("study.db", 3)
+    with pytest.raises(ParameterError, match=r"a database of 'mysql'\. Allowed: postgresql://"):
+        storage_place("mysql+pymysql://host/studies", 1)

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from seqattn.train.workers import FileLock, is_alive, is_orphan, myself, run_processes, undisturbed
+from seqattn.train.workers import (
+    FileLock,
+    Heartbeat,
+    Watch,
+    is_alive,
+    is_orphan,
+    myself,
+    run_processes,
+    undisturbed,
+)
 
 # Workers import this file, and find the folder where they leave traces in the environment.
 PLACE = "SEQATTN_TEST_PLACE"
@@ -21,7 +30,7 @@ def leave_a_trace(text: str) -> None:
 
 
 def test_this_process_is_alive_and_no_orphan():
-    assert is_alive(myself(), 0.0)
+    assert is_alive(myself())
     assert not is_orphan()
 
 
@@ -31,23 +40,59 @@ def test_a_process_that_ended_is_not_alive():
     born = Path(f"/proc/{process.pid}/stat")
     if born.exists():
         there["born"] = born.read_text().rpartition(")")[2].split()[19]
-        assert is_alive(there, 0.0)
+        assert is_alive(there)
     process.kill()
     deadline = time.monotonic() + 20
-    while is_alive(there, 0.0):  # not yet waited for: what is left of it counts as gone
+    while is_alive(there):  # not yet waited for: what is left of it counts as gone
         assert time.monotonic() < deadline
     process.communicate()
-    assert not is_alive(there, 0.0)
+    assert not is_alive(there)
 
 
 def test_a_later_process_with_the_same_number_is_another():
-    assert not is_alive({**myself(), "born": "0"}, time.time())
+    assert not is_alive({**myself(), "born": "0"})
 
 
-def test_another_host_is_believed_while_it_is_heard_of():
-    there = {**myself(), "host": "elsewhere", "pid": -1}
-    assert is_alive(there, time.time() - 10)
-    assert not is_alive(there, time.time() - 10_000)
+@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"kernel": "another boot"}])
+def test_a_process_that_cannot_be_looked_at_is_neither_alive_nor_gone(change):
+    assert is_alive({**myself(), **change}) is None
+
+
+def test_silence_is_counted_from_the_last_sign_by_the_clock_here():
+    now = [100.0]
+    watch = Watch(10.0, clock=lambda: now[0])
+    assert not watch.is_silent("a", 1)
+    now[0] = 109.0
+    assert not watch.is_silent("a", 1)
+    assert not watch.is_silent("b", 1)
+    now[0] = 110.0
+    assert watch.is_silent("a", 1)
+    assert not watch.is_silent("a", 2)
+    assert not watch.is_silent("b", 1)
+    now[0] = 119.0
+    assert watch.is_silent("b", 1)
+
+
+def test_a_heart_beats_while_a_block_runs_and_stops_when_told():
+    beats = threading.Semaphore(0)
+
+    def beat() -> bool:
+        beats.release()
+        return True
+
+    with Heartbeat(beat, every=0.001):
+        assert all(beats.acquire(timeout=20) for _ in range(3))
+    while beats.acquire(blocking=False):
+        pass
+    assert not beats.acquire(timeout=0.05)
+
+    last = []
+    told = threading.Event()
+    with Heartbeat(lambda: bool(last.append(1) or told.set()), every=0.001):
+        assert told.wait(20)
+        told.clear()
+        assert not told.wait(0.05)
+    assert last == [1]
 
 
 @pytest.mark.slow

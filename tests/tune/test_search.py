@@ -23,10 +23,11 @@ from seqattn.cli import cli
 from seqattn.errors import ArtifactError, ParameterError, SeqattnError
 from seqattn.hawkes import task
 from seqattn.train.search import Outcome, Plan, Space, starting_points
-from seqattn.train.workers import myself
-from seqattn.tune import _Desk, tune
+from seqattn.train.workers import Watch, myself
+from seqattn.tune import tune
+from seqattn.tune.desk import Desk
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "import sys; from seqattn.cli import main; sys.argv[0] = 'seqattn'; main()"
 SPACE = """
 model = "sahp"
@@ -417,10 +418,10 @@ def test_an_interrupted_study_keeps_what_is_finished_in_all_workers(data, space_
 
 
 @pytest.fixture
-def desk(plan: Plan) -> _Desk:
+def desk(plan: Plan) -> Desk:
     settled = replace(plan, storage=str(plan.output / "study.journal"), study="s", trials=3)
     plan.output.mkdir()
-    desk = _Desk(settled)
+    desk = Desk(settled)
     desk.prepare({}, {})
     return desk
 
@@ -452,11 +453,18 @@ def test_a_trial_whose_process_number_was_given_to_another_goes_back(desk):
 
 
 def test_a_trial_of_another_machine_goes_back_after_a_long_silence(desk):
+    now = [0.0]
+    desk.watch = Watch(180.0, clock=lambda: now[0])
     first = desk.claim()
     first.set_user_attr("owner", {**myself(), "host": "elsewhere"})
-    first.set_user_attr("seen", time.time() - 60)
     assert desk.claim().number == 1
-    first.set_user_attr("seen", time.time() - 7200)
+    # The clock of the other machine is of no importance, only that it tells something new.
+    first.set_user_attr("seen", -1e9)
+    now[0] = 170.0
+    assert desk.claim().number == 2
+    now[0] = 345.0
+    assert desk.claim() is None
+    now[0] = 351.0
     assert desk.claim().number == 0
 
 
@@ -483,7 +491,7 @@ def test_what_a_worker_finds_out_too_late_is_dropped(desk):
     slow.set_user_attr("owner", gone())
     other = desk.claim()
     other.set_user_attr("owner", {**myself(), "pid": -1, "host": "elsewhere"})
-    desk.finish(slow, optuna.trial.TrialState.COMPLETE, 1.0, {})
+    desk.finish(slow, optuna.trial.TrialState.COMPLETE, [1.0], {})
     assert desk.trials()[0].state.name == "RUNNING"
 
 

@@ -1,0 +1,122 @@
+"""The command ``seqattn tune``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import seqattn
+from seqattn.cli.console import example, flag, note, options, picture, run_of, show, stopped
+
+if TYPE_CHECKING:
+    from seqattn.train.search import Outcome, Plan
+
+__all__ = ["tune"]
+
+_KEYS = (
+    *("study", "n_trials", "n_complete", "n_pruned", "n_failed", "n_infeasible"),
+    *("best_value", "best_params", "best_trial", "front", "dev", "test", "output"),
+)
+_COSTS = "seconds_per_1000 (predictions, on the development data) or parameters (number of weights)"
+
+
+@click.command(epilog=example("tune hawkes --trials 50 --workers 2 --output runs/tuned"))
+@click.argument("task")
+@options("data", "training", "machine")
+@click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Total of the study.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds until the last trial starts.")
+@click.option(
+    "--storage",
+    metavar="URL|FILE",
+    help="postgresql://USER@HOST/DATABASE serves several machines; a password is better kept in PGPASSWORD or "
+    "~/.pgpass.  [default: DIR/study.journal]",
+)
+@click.option("--study", metavar="NAME", help="Name of the study.  [default: TASK-DATA]")
+@click.option("--config", metavar="F.toml", help="Search space in place of tuning/TASK.toml.")
+@click.option("--limit", "limits", multiple=True, metavar="COST=MOST", help=f"COST is {_COSTS}.")
+@click.option("--second", metavar="COST", help="Minimise this cost beside the objective; nothing is pruned.")
+@click.option("--choose", type=click.IntRange(0), metavar="N", help="Refit trial N instead of the best.")
+@click.option(
+    "--warm-start", multiple=True, metavar="PATH", help="Folder of a study, or its best.toml, to begin with."
+)
+@click.option("--output", metavar="DIR", help="Folder of the study.  [default: runs/tune-TASK-DATA]")
+def tune(
+    task: str,
+    settings: Sequence[str],
+    read: Sequence[str],
+    workers: int,
+    timeout: float | None,
+    config: str | None,
+    limits: Sequence[str],
+    output: str | None,
+    **given: Any,
+) -> None:
+    """Search settings of TASK, refit the best, and test only that one.
+
+    Stop it at any time: finished trials are kept, and the same command goes on. Settings given with --set are fixed
+    instead of searched.
+    """
+    from seqattn.report import study_text
+    from seqattn.train.config import parse_pairs, short_name
+    from seqattn.train.search import Plan, Space
+    from seqattn.tune import tune as search
+
+    of_study = {
+        key: given.pop(key) for key in ("trials", "storage", "study", "second", "choose", "warm_start")
+    }
+    run, module = run_of(None, task, settings, read, **given), seqattn.task(task)
+    folder = Path(output) if output else Path("runs", f"tune-{task}-{short_name(run.data)}")
+    stopped(f"Finished trials are kept with the study of {str(folder)!r}; the same command goes on.")
+    plan = Plan(
+        task=task,
+        output=folder,
+        data=run.data,
+        read=run.read,
+        timeout=float("inf") if timeout is None else timeout,
+        seed=run.seed,
+        device=run.device,
+        settings=run.settings,
+        space=Space.load(config) if config else Space(),
+        limits=parse_pairs(limits, "--limit"),
+        quiet=flag("quiet"),
+        **{key: value for key, value in of_study.items() if value is not None},
+    )
+    outcome = search(plan, workers)
+    _write_study(module, outcome, plan)
+    show({key: getattr(outcome, key) for key in _KEYS}, study_text(module, outcome))
+
+
+def _parallel(module: ModuleType, outcome: Outcome) -> None:
+    from seqattn.plots import plot_parallel
+
+    settings, path = list(outcome.best_params), outcome.output / "parallel.png"
+    plot_parallel(outcome.trials, path, module.OBJECTIVE, settings, outcome.best_trial)
+
+
+def _write_study(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
+    from seqattn.plots import plot_front, plot_importance, plot_trials
+    from seqattn.report import plot_training, write_table
+
+    folder = outcome.output
+    names = list(dict.fromkeys(name for trial in outcome.trials for name in trial))
+    write_table(
+        folder / "trials.csv", names, [[trial.get(name) for name in names] for trial in outcome.trials]
+    )
+    picture(lambda: plot_trials(outcome.trials, folder / "history.png", module.OBJECTIVE))
+    picture(lambda: _parallel(module, outcome))
+    if outcome.second:
+        picture(lambda: plot_front(outcome, folder / "front.png", module.OBJECTIVE))
+    if outcome.importance:
+        picture(lambda: plot_importance(outcome.importance, folder / "importance.png"))
+    else:
+        note("No importance.png: it needs at least two complete trials with different values.")
+    best, pictures = seqattn.load(folder / "best"), folder / "best"
+    if hasattr(best, "history_"):
+        title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
+        picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
+    picture(lambda: module.plots(best, module.load_split(plan.data, "dev", **plan.read), pictures))

@@ -1,0 +1,51 @@
+"""What a fitted model costs: time of its predictions and number of its weights."""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType
+from typing import Any
+
+from seqattn.errors import ParameterError
+
+__all__ = ["COSTS", "measure_cost"]
+
+# Name -> what it counts, with its unit.
+COSTS = {"seconds_per_1000": "seconds per 1,000 predictions", "parameters": "number of weights"}
+
+_RUNS = 3
+_ENOUGH = 5.0
+
+
+def measure_cost(task: ModuleType, model: Any, X: Any, name: str) -> float:
+    """Return what a fitted model costs.
+
+    Parameters
+    ----------
+    task
+        Module of the task.
+    model
+        The fitted estimator.
+    X
+        Held-out data, all of which it predicts.
+    name
+        One of ``COSTS``. Time is that of the fastest of three runs, or of as many as begin within 5 s: other work on
+        the machine only ever adds to it.
+
+    Raises
+    ------
+    ParameterError
+        The model has no weights to count.
+    """
+    if name == "parameters":
+        if not hasattr(model, "module_"):
+            raise ParameterError(
+                f"{type(model).__name__} has no weights to count. Limit 'seconds_per_1000' instead."
+            )
+        return float(sum(weight.numel() for weight in model.module_.parameters()))
+    times: list[float] = []
+    while len(times) < _RUNS and sum(times) < _ENOUGH:
+        started = time.perf_counter()
+        n_predictions = len(task.predict(model, X))
+        times.append(time.perf_counter() - started)
+    return 1000 * min(times) / max(n_predictions, 1)

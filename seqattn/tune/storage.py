@@ -1,0 +1,217 @@
+"""Where a study is kept, and what keeps two processes from handing out the same trial."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from importlib import util
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from seqattn.errors import ArtifactError, MissingDependencyError, ParameterError, SeqattnError
+from seqattn.train.folder import mend_lines
+from seqattn.train.workers import FileLock, undisturbed
+
+__all__ = ["FAILURES", "claims_lock", "explained", "open_storage", "shown"]
+
+# What a storage raises when it fails in the middle of a study.
+FAILURES = (StorageInternalError, SQLAlchemyError)
+_SECRETS = ("password", "sslpassword")
+# A client whose machine is gone holds its lock until the server notices, so both sides ask often, in seconds.
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+_CONNECTION = {**_KEEPALIVES, "connect_timeout": 20, "application_name": "seqattn tune"}
+# Seconds after which waiting for a lock is an error; a lock is held for the time of one draw.
+_PATIENCE = 120
+
+
+def open_storage(place: str) -> BaseStorage:
+    """Return the storage at a place, made if it is not there.
+
+    Parameters
+    ----------
+    place
+        Path of a journal, or URL of an SQLite file or a PostgreSQL database.
+
+    Raises
+    ------
+    ArtifactError
+        The file is not a journal.
+    MissingDependencyError
+        The driver of the database is not installed.
+    ParameterError
+        It cannot be opened.
+    """
+    return _open_database(place) if "://" in place else _open_journal(Path(place))
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    # Optuna's own locks outlive a process that is killed, and hold the others up.
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            mend_lines(path)
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=cast(Any, lock)))
+    except OSError as error:
+        raise ParameterError(f"The study cannot be kept in {str(path)!r}: {error.strerror}.") from error
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise ArtifactError(f"{str(path)!r} is not a journal of Optuna, or is damaged: {error}") from error
+
+
+def _open_database(place: str) -> BaseStorage:
+    try:
+        url = _url(place)
+        if not _is_postgres(url):
+            return optuna.storages.get_storage(place)
+        if util.find_spec("psycopg") is None:
+            raise MissingDependencyError("PostgreSQL needs psycopg: pip install 'seqattn[postgres]'.")
+        text = url.render_as_string(hide_password=False)
+        options = {"connect_args": _CONNECTION, "pool_pre_ping": True}
+        engine = sqlalchemy.create_engine(url, connect_args=_CONNECTION, poolclass=sqlalchemy.NullPool)
+        # Two that make the tables at once would trip over each other.
+        with _database_lock(engine, "tables"):
+            database = RDBStorage(text, engine_kwargs=options)
+        storage = optuna.storages.get_storage(database)
+        weakref.finalize(storage, database.engine.dispose)
+        return storage
+    except (*FAILURES, ValueError, RuntimeError) as error:
+        # Not "from error": a chain of errors may show what the URL hides.
+        raise ParameterError(
+            f"The storage {shown(place)!r} of the study cannot be opened: {_reason(error, place)}"
+        ) from None
+
+
+def _url(place: str) -> sqlalchemy.URL:
+    """Read a URL; PostgreSQL is reached by psycopg whatever the version of SQLAlchemy prefers."""
+    url = sqlalchemy.make_url(place)
+    return url.set(drivername="postgresql+psycopg") if _is_postgres(url) else url
+
+
+def _is_postgres(url: sqlalchemy.URL) -> bool:
+    return url.get_backend_name() in ("postgresql", "postgres")
+
+
+def shown(place: str) -> str:
+    """Return a place as it may be told: without passwords.
+
+    Parameters
+    ----------
+    place
+        A path, or the URL of a database.
+
+    Examples
+    --------
+    >>> shown("postgresql://ada:secret@host/studies?sslpassword=too")
+    'postgresql://ada:***@host/studies?sslpassword=***'
+    """
+    if "://" not in place:
+        return place
+    try:
+        url = sqlalchemy.make_url(place)
+    except (SQLAlchemyError, ValueError):
+        return f"{place.partition('://')[0]}://***"
+    hidden = {key: "***" for key in _SECRETS if key in url.query}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A", "*")
+
+
+def _reason(error: BaseException, place: str) -> str:
+    """Return the first line of what went wrong, without passwords."""
+    root = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    text = str(getattr(root, "orig", None) or root).partition("\n")[0]
+    try:
+        url = sqlalchemy.make_url(place)
+    except (SQLAlchemyError, ValueError):
+        return type(root).__name__
+    for secret in filter(None, (url.password, *(url.query.get(key) for key in _SECRETS))):
+        text = text.replace(str(secret), "***")
+    return text
+
+
+@contextlib.contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Turn the failure of a storage in the middle of a study into an error that says what to do.
+
+    Parameters
+    ----------
+    place
+        Where the study is kept.
+
+    Raises
+    ------
+    SeqattnError
+        The storage failed.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        raise SeqattnError(
+            f"The storage {shown(place)!r} of the study failed: {_reason(error, place)}. "
+            "What is finished is kept there; the same call goes on."
+        ) from None
+
+
+def claims_lock(storage: BaseStorage, place: str, study: str, output: Path) -> AbstractContextManager[None]:
+    """Return what keeps all but one process out while it takes or ends a trial of a study.
+
+    A database keeps the lock itself, so that it holds on every machine, and lifts it when its holder is gone.
+    Interruptions wait until it is released.
+
+    Parameters
+    ----------
+    storage
+        What :func:`open_storage` returned.
+    place
+        Where that is.
+    study
+        Name of the study.
+    output
+        Folder of the study, where an SQLite file has its lock.
+    """
+    if "://" not in place:
+        return FileLock(f"{place}.claims.lock")
+    if not _is_postgres(sqlalchemy.make_url(place)):
+        return FileLock(f"{output.resolve() / 'study'}.claims.lock")
+    # A connection apart from those of the storage, which end their own transactions.
+    return _Repeated(
+        sqlalchemy.create_engine(_url(place), connect_args=_CONNECTION, pool_pre_ping=True), study
+    )
+
+
+class _Repeated(AbstractContextManager[None]):
+    """A lock of a database that can be taken again and again, though not twice at once."""
+
+    def __init__(self, engine: sqlalchemy.Engine, name: str) -> None:
+        self._engine, self._name = engine, name
+        weakref.finalize(self, engine.dispose)
+
+    def __enter__(self) -> None:
+        self._held = _database_lock(self._engine, self._name)
+        self._held.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
+
+
+@contextlib.contextmanager
+def _database_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
+    """Hold an advisory lock of PostgreSQL as long as a transaction lasts."""
+    digest = hashlib.blake2b(f"seqattn {name}".encode(), digest_size=8).digest()
+    with undisturbed(), engine.begin() as connection:
+        for key, value in {
+            **{f"tcp_{name}": n for name, n in _KEEPALIVES.items()},
+            "lock_timeout": _PATIENCE * 1000,
+        }.items():
+            connection.exec_driver_sql(f"SET LOCAL {key} = {value}")
+        key = int.from_bytes(digest, signed=True)
+        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(key)))
+        yield
