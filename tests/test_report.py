@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from seqattn.errors import DataError, MissingDependencyError
-from seqattn.plots import plot_importance, plot_trials
 from seqattn.report import (
     dataset_facts,
     facts_text,
@@ -151,25 +150,6 @@ def test_a_training_picture_without_held_out_data_shows_the_training_loss(tmp_pa
     assert [line.get_label() for line in figures[0].axes[0].lines] == ["training"]
 
 
-def test_the_picture_of_a_study_shows_the_best_so_far(tmp_path, monkeypatch):
-    figures = drawn(monkeypatch)
-    plot_trials(TRIALS, tmp_path / "h.png", "score (nats)")
-    (axes,) = figures[0].axes
-    lines = {line.get_label(): line for line in axes.lines}
-    assert lines["complete (2)"].get_ydata().tolist() == [-0.5, 0.25]
-    assert lines["pruned (1)"].get_xdata().tolist() == [1]
-    assert lines["best so far"].get_ydata().tolist() == [-0.5, 0.25]
-    assert axes.get_ylabel() == "score (nats)"
-
-
-def test_the_picture_of_importances_has_the_greatest_on_top(tmp_path, monkeypatch):
-    figures = drawn(monkeypatch)
-    plot_importance({"dropout": 0.1, "learning_rate": 0.9}, tmp_path / "i.png")
-    (axes,) = figures[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["dropout", "learning_rate"]
-    assert [bar.get_width() for bar in axes.patches] == [0.1, 0.9]
-
-
 def test_drawing_leaves_the_state_of_pyplot_alone(tmp_path):
     import matplotlib as mpl
     import matplotlib.pyplot as plt
@@ -179,20 +159,11 @@ def test_drawing_leaves_the_state_of_pyplot_alone(tmp_path):
     assert (mpl.get_backend(), plt.get_fignums()) == before
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda path: plot_training(HISTORY, path),
-        lambda path: plot_trials(TRIALS, path, "score"),
-        lambda path: plot_importance({"a": 1.0}, path),
-    ],
-    ids=["training", "trials", "importance"],
-)
-def test_without_matplotlib_the_extra_is_named(draw, tmp_path, monkeypatch):
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'seqattn\[plot\]'"):
-        draw(tmp_path / "x.png")
+        plot_training(HISTORY, tmp_path / "x.png")
 
 
 def test_facts_on_a_data_set_say_how_to_get_what_is_not_here(monkeypatch):

@@ -288,8 +288,6 @@ class Outcome:
         Name of the study.
     n_trials, n_complete, n_pruned, n_failed
         Trials that have ended, and how.
-    n_infeasible
-        Complete trials above a limit.
     best_value, best_params, best_trial
         The highest objective on the development data within the limits, the settings that gave it, and the number of
         that trial; those of another trial if it was chosen.
@@ -301,6 +299,8 @@ class Outcome:
         One record per trial.
     importance
         Share of each searched setting in the spread of the objective; empty with fewer than two complete trials.
+    n_infeasible
+        Complete trials above a limit.
     second
         The second objective; empty if there is none.
     front
@@ -313,7 +313,6 @@ class Outcome:
     n_complete: int
     n_pruned: int
     n_failed: int
-    n_infeasible: int
     best_value: float
     best_params: dict[str, Any]
     best_trial: int
@@ -322,6 +321,7 @@ class Outcome:
     output: Path
     trials: list[dict[str, Any]]
     importance: dict[str, float]
+    n_infeasible: int = 0
     second: str = ""
     front: list[dict[str, Any]] = field(default_factory=list)
 

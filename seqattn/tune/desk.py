@@ -158,7 +158,8 @@ class Desk:
         )
         if number >= self.plan.trials:
             return None, None
-        tried = {self._key(trial.params, _extra(trial)): trial for trial in every if _was_tried(trial)}
+        # Backwards, so that what counts is the first trial with some settings, which was run.
+        tried = {self._key(trial.params, _extra(trial)): trial for trial in every[::-1] if _was_tried(trial)}
         # A seed per trial: a study that was interrupted goes on with the draws that it would have had.
         seed = int(np.random.SeedSequence([self.plan.seed, number]).generate_state(1)[0])
         self.study.sampler = NewSettings(seed, self._space, lambda params: self._key(params, {}) in tried)

@@ -1,0 +1,113 @@
+"""Pictures of a study hold what the trials say."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from seqattn.errors import MissingDependencyError
+from seqattn.plots import _places, plot_front, plot_importance, plot_parallel, plot_trials
+
+
+def trial(number: int, state: str, value: float, **more: Any) -> dict[str, Any]:
+    return {"number": number, "state": state, "value": value, "name": None, "feasible": True, **more}
+
+
+TRIALS = [
+    trial(0, "complete", -0.5, rate=0.001, form="mark", parameters=10, extra=1),
+    trial(1, "pruned", -1.0, rate=0.5, form="mark"),
+    trial(2, "complete", 0.25, rate=0.1, form="hidden", parameters=30),
+    trial(3, "complete", 0.5, rate=0.01, form="hidden", parameters=90, feasible=False),
+]
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Keep the figures that are saved, to look at what is in them."""
+    from matplotlib.figure import Figure
+
+    kept: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
+    return kept
+
+
+def lines_of(figure: Any) -> dict[str, Any]:
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def test_the_picture_of_a_study_shows_the_best_so_far(tmp_path, figures):
+    plot_trials(TRIALS, tmp_path / "h.png", "score (nats)")
+    (axes,) = figures[0].axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["complete (2)"].get_ydata().tolist() == [-0.5, 0.25]
+    assert lines["over a limit (1)"].get_ydata().tolist() == [0.5]
+    assert lines["pruned (1)"].get_xdata().tolist() == [1]
+    assert lines["best so far"].get_ydata().tolist() == [-0.5, 0.25]
+    assert axes.get_ylabel() == "score (nats)"
+
+
+def test_the_picture_of_importances_has_the_greatest_on_top(tmp_path, figures):
+    plot_importance({"dropout": 0.1, "learning_rate": 0.9}, tmp_path / "i.png")
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dropout", "learning_rate"]
+    assert [bar.get_width() for bar in axes.patches] == [0.1, 0.9]
+
+
+def test_wide_numbers_have_a_logarithmic_axis():
+    spots, marks = _places([10.0**power for power in range(-4, 4)])
+    assert spots == pytest.approx([power / 7 for power in range(8)])
+    assert list(marks) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert (marks[0.0], marks[1.0]) == ("0.0001", "1,000")
+    narrow, marks = _places([2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 12.0])
+    assert narrow == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0])
+    assert marks[0.5] == "7"
+
+
+def test_words_and_few_numbers_stand_at_equal_distances():
+    assert _places([8, 1, 8, 2]) == ([5 / 6, 1 / 6, 5 / 6, 0.5], {1 / 6: "1", 0.5: "2", 5 / 6: "8"})
+    assert _places(["b", "a"])[0] == [0.75, 0.25]
+    assert _places([True, False])[1] == {0.25: "no", 0.75: "yes"}
+
+
+def test_each_complete_trial_is_a_line_through_its_settings(tmp_path, figures):
+    plot_parallel(TRIALS, tmp_path / "p.png", "score (nats)", ["rate", "form", "extra"], best=2)
+    axes, bar = figures[0].axes
+    # The setting that only one trial has is left out.
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["rate", "form", "objective"]
+    assert lines_of(figures[0])["trial 2, refitted"].get_ydata().tolist() == [5 / 6, 0.25, 0.5]
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
+    assert [line.get_ydata().tolist() for line in dashed] == [[0.5, 0.25, 5 / 6]]
+    assert bar.get_ylabel() == "score (nats)"
+    assert axes.get_title() == "3 complete trials of 4"
+
+
+def test_the_front_is_drawn_with_the_units_of_both_objectives(tmp_path, figures):
+    front = [TRIALS[2], TRIALS[0]]
+    outcome = SimpleNamespace(second="parameters", front=front, trials=TRIALS, best_trial=2)
+    plot_front(outcome, tmp_path / "f.png", "score (nats)")
+    (axes,) = figures[0].axes
+    line = lines_of(figures[0])["beaten by none in both (2)"]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([30, 10], [0.25, -0.5])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("number of weights", "score (nats)")
+    assert [text.get_text() for text in axes.texts] == [" 2 (refitted)", " 0"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: plot_trials(TRIALS, path, "score"),
+        lambda path: plot_importance({"a": 1.0}, path),
+        lambda path: plot_parallel(TRIALS, path, "score", ["rate"], 2),
+    ],
+    ids=["trials", "importance", "parallel"],
+)
+def test_without_matplotlib_the_extra_is_named(draw, tmp_path, monkeypatch):
+    import sys
+
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'seqattn\[plot\]'"):
+        draw(tmp_path / "x.png")
