@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,12 @@ def fit(model: Line, train: Rows, valid: Rows, *, checkpoint: Any = None, observ
     return model.fit(train, valid, checkpoint, observers)
 
 
-def predict(model: Line, rows: Rows) -> Tensor:
-    return model.predict(rows)
+def predict(model: Line, rows: Rows) -> Iterator[Tensor]:
+    return iter(model.predict(rows).split(10))
 
 
 def objective(model: Line, rows: Rows) -> float:
-    return -float((predict(model, rows) - rows.y).square().mean())
+    return -float((model.predict(rows) - rows.y).square().mean())
 
 
 def epoch_objective(model: Line, record: Any) -> float:

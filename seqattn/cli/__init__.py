@@ -329,8 +329,6 @@ def evaluate(
     show(figures, evaluation_text(module, figures, kind, name))
 
 
-
-
 @cli.command(epilog=example("doctor --json"))
 @options()
 def doctor() -> None:

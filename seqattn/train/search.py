@@ -85,7 +85,8 @@ class Space:
         for name, rule in values["space"].items():
             _check_rule(name, rule)
         parts = (values[name] for name in _TABLES[:-1])
-        return cls(values.get("model"), *parts, **values["pruning"], second=values.get("second", ""))
+        space = cls(values.get("model"), *parts, **values["pruning"])
+        return replace(space, second=values.get("second", ""))
 
     def with_settings(self, settings: Mapping[str, Any]) -> Space:
         """Return the space with some settings fixed, which are then no longer searched.
@@ -198,7 +199,7 @@ class Plan:
     device: str = "auto"
     settings: dict[str, Any] = field(default_factory=dict)
     space: Space = field(default_factory=Space)
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
     second: str = ""
     warm_start: Sequence[str | Path] = ()
     choose: int | None = None

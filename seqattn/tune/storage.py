@@ -207,11 +207,9 @@ def _database_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
     """Hold an advisory lock of PostgreSQL as long as a transaction lasts."""
     digest = hashlib.blake2b(f"seqattn {name}".encode(), digest_size=8).digest()
     with undisturbed(), engine.begin() as connection:
-        for key, value in {
-            **{f"tcp_{name}": n for name, n in _KEEPALIVES.items()},
-            "lock_timeout": _PATIENCE * 1000,
-        }.items():
-            connection.exec_driver_sql(f"SET LOCAL {key} = {value}")
-        key = int.from_bytes(digest, signed=True)
-        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(key)))
+        patience = {f"tcp_{name}": value for name, value in _KEEPALIVES.items()}
+        for setting, value in {**patience, "lock_timeout": _PATIENCE * 1000}.items():
+            connection.exec_driver_sql(f"SET LOCAL {setting} = {value}")
+        number = int.from_bytes(digest, signed=True)
+        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(number)))
         yield

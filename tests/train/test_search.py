@@ -80,7 +80,7 @@ def test_a_quiet_plan_says_nothing(tmp_path, capsys):
         ("a.journal", "{here}/a.journal"),
         ("sub/b.log", "{here}/sub/b.log"),
         ("c.db", "sqlite:///{here}/c.db"),
-        ("mysql://host/name", "mysql://host/name"),
+        ("postgresql://host/name", "postgresql://host/name"),
     ],
 )
 def test_a_storage_is_a_file_in_full_or_a_url(tmp_path, monkeypatch, storage, place):
