@@ -25,6 +25,7 @@ __all__ = [
     "entries",
     "entry",
     "find",
+    "is_on_disk",
     "load_dataset",
     "load_split",
     "resource",
@@ -331,7 +332,7 @@ def load_split(data: str | Path, split: str, **options: Any) -> Sequences:
     data
         A file, which is read whole whatever the split; a folder with the files ``train``, ``dev`` and ``test`` of
         any ending that can be read ("valid", "validation" and "val" stand for "dev"); a folder written by
-        :meth:`Sequences.save`; or a known name. Something that exists on disk goes before a known name.
+        :meth:`Sequences.save`; or a known name. See :func:`is_on_disk` for what is both.
     split
         Name of the split: "train", "dev", "test", or another that the folder has.
     options
@@ -350,9 +351,9 @@ def load_split(data: str | Path, split: str, **options: Any) -> Sequences:
     path = Path(data)
     if path.is_file() or (path.is_dir() and is_saved(path)):
         return Sequences.read(path, **options)
-    if path.is_dir():
+    if is_on_disk(path):
         return Sequences.read(_one_file(path, split), **options)
-    names = [name for known in entries("tpp") for name in (known.name, *known.aliases)]
+    names = _known_names()
     if str(data) not in names:
         raise DataError(
             f"There is no file, folder or known data set {str(data)!r}. Known data sets: {', '.join(names)}."
@@ -360,6 +361,26 @@ def load_split(data: str | Path, split: str, **options: Any) -> Sequences:
         )
     known = entry(str(data))
     return _load_known(known, find(known.name).path, split, options)
+
+
+def is_on_disk(data: str | Path) -> bool:
+    """Tell whether data are a file or folder: one that exists, and has data in it if it is called as a known data set.
+
+    So a known name stays one where there is a folder of that name with results.
+
+    Parameters
+    ----------
+    data
+        What a user names.
+    """
+    path = Path(data)
+    if not path.is_dir() or is_saved(path) or str(data) not in _known_names():
+        return path.exists()
+    return any(_split_files(path, split) for split in SPLITS)
+
+
+def _known_names() -> list[str]:
+    return [name for known in entries("tpp") for name in (known.name, *known.aliases)]
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

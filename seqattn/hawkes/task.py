@@ -355,7 +355,7 @@ def load_new(
         The data cannot be used, or hold types that the model does not know.
     """
     known = {"labels": model.labels_, "unknown": model.unknown}
-    options = {**known, **(reading(model) if Path(data).exists() else {}), **read}
+    options = {**known, **(reading(model) if catalog.is_on_disk(data) else {}), **read}
     if into is not None and is_table_of_events(data, options.get("time", "t")):
         return Sequences.prepare(data, into, **options)
     return load_split(data, split, **options)

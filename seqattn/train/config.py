@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import seqattn
-from seqattn.data.catalog import resource
+from seqattn.data.catalog import is_on_disk, resource
 from seqattn.errors import ParameterError, suggest
 
 __all__ = [
@@ -128,7 +128,7 @@ class Run:
             run,
             task=task,
             # A run is repeated from anywhere, so a path is written in full.
-            data=str(Path(run.data).resolve()) if run.data and Path(run.data).exists() else run.data,
+            data=str(Path(run.data).resolve()) if run.data and is_on_disk(run.data) else run.data,
             read={**run.read, **parse_pairs(read, "--read")},
             settings={**run.settings, **parse_pairs(settings, "--set")},
         )
@@ -199,7 +199,7 @@ def short_name(data: str) -> str:
     >>> short_name("mimic-ii/fold1"), short_name("/data/events.csv")
     ('mimic-ii-fold1', 'events')
     """
-    return Path(data).stem if Path(data).is_absolute() or Path(data).exists() else data.replace("/", "-")
+    return Path(data).stem if Path(data).is_absolute() or is_on_disk(data) else data.replace("/", "-")
 
 
 def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None:

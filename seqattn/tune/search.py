@@ -21,7 +21,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 import seqattn
-from seqattn.data.catalog import resource
+from seqattn.data.catalog import is_on_disk, resource
 from seqattn.errors import ArtifactError, SeqattnError, SeqattnWarning
 from seqattn.train.config import short_name
 from seqattn.train.costs import measure_cost
@@ -89,7 +89,7 @@ def _settled(plan: Plan, workers: int) -> Plan:
     space = plan.space if plan.space.rules else Space.load(resource("tuning", f"{plan.task}.toml"))
     plan = replace(
         plan,
-        data=str(Path(data).resolve()) if Path(data).exists() else data,
+        data=str(Path(data).resolve()) if is_on_disk(data) else data,
         space=space.with_settings(plan.settings),
         storage=storage_place(plan.storage or str(Path(plan.output) / "study.journal"), workers),
         study=plan.study or f"{plan.task}-{short_name(data)}",

@@ -14,6 +14,7 @@ from seqattn.data.catalog import (
     entries,
     entry,
     find,
+    is_on_disk,
     load_dataset,
     load_split,
     resource,
@@ -161,6 +162,22 @@ def test_catalogue_windows_and_types_are_applied_unless_replaced(monkeypatch, tm
     assert (data.start.tolist(), data.end.tolist(), data.context.tolist()) == ([0.0], [100.0], [0])
     other = load_dataset("hawkes2d", "dev", window="last_event", labels=7)
     assert (other.end.tolist(), other.n_types) == ([1.0], 7)
+
+
+def test_a_folder_of_results_does_not_hide_a_known_name_and_one_of_data_does(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taxi").mkdir()
+    (tmp_path / "taxi" / "config.toml").write_text("")
+    assert not is_on_disk("taxi")
+    known = load_split("taxi", "dev")
+    assert known.n_events > 7000
+    put(tmp_path / "taxi", seq=5)
+    assert is_on_disk("taxi")
+    assert load_split("taxi", "dev").ids.tolist() == [5]
+    # A folder that is called otherwise is what the user means, and its lack of data is an error.
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(DataError, match="'runs' has no file for the split 'dev'"):
+        load_split("runs", "dev")
 
 
 def test_a_split_that_does_not_exist_is_named():
