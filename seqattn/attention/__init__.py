@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from seqattn.attention.biases import KeyBias
 from seqattn.attention.call import attend, backends, explain
 from seqattn.attention.kernel import Attention
 from seqattn.attention.layout import Layout
-from seqattn.attention.patterns import Dense, KeyBias, Local, Prefix
+from seqattn.attention.patterns import Blocked, Dense, Dilated, Local, Neighborhood, Prefix, Segments
 from seqattn.attention.state import KeyValueState
 
 __all__ = [
     "Attention",
+    "Blocked",
     "Dense",
+    "Dilated",
     "KeyBias",
     "KeyValueState",
     "Layout",
     "Local",
+    "Neighborhood",
     "Prefix",
+    "Segments",
     "attend",
     "backends",
     "explain",

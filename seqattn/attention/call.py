@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from seqattn.attention.biases import Bias
 from seqattn.attention.check import centre_bias, check_call, stream_band, stream_refusals
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
-from seqattn.attention.patterns import Bias, Dense, Pattern
+from seqattn.attention.pattern import Pattern
+from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
 from seqattn.attention.reference import Reference
 from seqattn.attention.sdpa import Fused

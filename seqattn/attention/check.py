@@ -8,9 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.kernel import NEEDS, Problem
 from seqattn.attention.layout import Layout
-from seqattn.attention.patterns import Band, Bias, KeyBias, Pattern, as_band, as_pattern
+from seqattn.attention.pattern import Pattern
+from seqattn.attention.patterns import as_pattern
+from seqattn.attention.tiles import Band
 from seqattn.errors import ParameterError, suggest
 
 
@@ -51,6 +54,7 @@ def check_call(
         aligned = not cross
     if bias is not None:
         _check_bias(bias, q, k, layout)
+    pattern = pattern.fit([q.shape[0], q.shape[2]] if layout is None else [q.shape[0]], q.shape[1])
     scale = _check_numbers(scale, dropout, need, q.shape[-1])
     for name, wanted, can in (("causal=True", causal, pattern.causal), ("other keys", cross, pattern.cross)):
         if wanted and not can:
@@ -82,7 +86,7 @@ def check_call(
 
 def stream_refusals(problem: Problem, kernel: str) -> list[str]:
     """Return why a call cannot go on from a state; empty if it can."""
-    band = as_band(problem.pattern)
+    band = problem.pattern.band()
     known = {
         "packed input is not supported, rows are [rows, heads, new tokens, dim]": problem.layout is not None,
         "causal=True is needed": not problem.causal,
@@ -100,7 +104,7 @@ def stream_refusals(problem: Problem, kernel: str) -> list[str]:
 
 def stream_band(problem: Problem) -> Band:
     """Return the pattern of a call that :func:`stream_refusals` lets pass."""
-    band = as_band(problem.pattern)
+    band = problem.pattern.band()
     if band is None:
         raise TypeError("Only calls without refusals have a band.")
     return band

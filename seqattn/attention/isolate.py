@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqattn.attention.biases import KeyBias
 from seqattn.attention.kernel import Attention, Kernel, Problem
-from seqattn.attention.patterns import KeyBias
 
 
 def isolate(problem: Problem, kernel: Kernel, result: Attention) -> Attention:

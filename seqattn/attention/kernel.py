@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seqattn.attention.biases import Bias
 from seqattn.attention.layout import Layout, Plan
-from seqattn.attention.patterns import Bias, Pattern
+from seqattn.attention.pattern import Pattern
 from seqattn.attention.state import KeyValueState
 
 NEEDS = ("output", "lse", "weights")

@@ -1,49 +1,23 @@
-"""Patterns say which keys a query may see, and biases what is added to its scores.
+"""Patterns say which keys a query may see.
 
 A pattern is part of the model and is chosen by the user; how it is computed is a kernel's business.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from jaxtyping import Bool, Float, Int
+import numpy as np
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from seqattn.attention.layout import Layout
+from seqattn.attention.pattern import Pattern
+from seqattn.attention.tiles import Band, Front, Grid, Pairs, Rule, Run, Shifted
 from seqattn.errors import ParameterError, suggest
-
-
-@dataclass(frozen=True)
-class Pattern(ABC):
-    """Return who may see whom, before causality and padding take their share.
-
-    A subclass is a frozen dataclass with a ``name``, the definition :meth:`visible`, and what it can promise:
-    ``causal`` (outputs of a prefix do not change when the sequence grows) and ``cross`` (queries and keys may be
-    different sequences).
-    """
-
-    name = ""
-    causal = True
-    cross = True
-
-    @abstractmethod
-    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """Return whether query ``i`` may see key ``j``.
-
-        Parameters
-        ----------
-        i, j
-            Positions in their sequences, counted from 0; any shapes that broadcast.
-
-        Returns
-        -------
-        Booleans of the common shape.
-        """
-
-    def __or__(self, other: Pattern) -> Pattern:
-        """Return the union: a key is visible if either pattern shows it."""
-        return Union(self, other)
 
 
 @dataclass(frozen=True)
@@ -59,8 +33,14 @@ class Dense(Pattern):
 
     name = "dense"
 
-    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         return (i == i) & (j == j)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
+        return (Run(layout.lengths, Band(None, None)),)
+
+    def band(self) -> Band:
+        return Band(None, None)
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,7 @@ class Local(Pattern):
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
 
-    left: int
+    left: int = 128
     right: int = 0
 
     name = "local"
@@ -98,8 +78,170 @@ class Local(Pattern):
         _check_count("Local", "left", self.left)
         _check_count("Local", "right", self.right)
 
-    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         return (i - j <= self.left) & (j - i <= self.right)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
+        return (Run(layout.lengths, Band(self.left, self.right)),)
+
+    def band(self) -> Band:
+        return Band(self.left, self.right)
+
+    def reach(self, n: int) -> float:
+        return min(n, self.left + self.right + 1)
+
+
+@dataclass(frozen=True)
+class Neighborhood(Pattern):
+    """Every query sees the ``size`` nearest keys, itself among them; at both ends the window is shifted, not cut.
+
+    There is no causal form: near the end of a sequence the window depends on where that end is.
+
+    Parameters
+    ----------
+    size
+        Number of keys that every query sees (all of a shorter sequence); odd, 1 or more.
+
+    Raises
+    ------
+    ParameterError
+        The size is even or below 1.
+
+    References
+    ----------
+    Hassani et al. (2023), Neighborhood attention transformer, equation 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> place = torch.arange(4)
+    >>> Neighborhood(3).visible(place[:, None], place, 4).int().tolist()
+    [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
+    """
+
+    size: int = 129
+
+    name = "neighborhood"
+    causal = False
+    cross = False
+
+    def __post_init__(self) -> None:
+        _check_count("Neighborhood", "size", self.size, least=1)
+        if self.size % 2 == 0:
+            raise ParameterError(f"size of Neighborhood must be odd, got {self.size}. Try {self.size + 1}.")
+
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        return Shifted(self.size).sees(i, j, n)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
+        return (Run(layout.lengths, Shifted(self.size)),)
+
+    def reach(self, n: int) -> float:
+        return min(n, self.size)
+
+
+@dataclass(frozen=True)
+class Blocked(Pattern):
+    r"""Sequences are cut into blocks; every query sees its block and some keys on both sides of it.
+
+    .. math:: b \lfloor i / b \rfloor - \mathrm{halo} \le j < b \lfloor i / b \rfloor + b + \mathrm{halo}
+
+    Parameters
+    ----------
+    size
+        Number :math:`b` of tokens of a block; 1 or more.
+    halo
+        Number of keys before, and without ``causal`` after, the block; 0 or more.
+
+    Raises
+    ------
+    ParameterError
+        A number is too small.
+
+    References
+    ----------
+    Vaswani et al. (2021), Scaling local self-attention for parameter efficient visual backbones, section 2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> place = torch.arange(4)
+    >>> Blocked(2, 1).visible(place[:, None], place).int().tolist()
+    [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
+    """
+
+    size: int = 64
+    halo: int = 64
+
+    name = "blocked"
+    cross = False
+
+    def __post_init__(self) -> None:
+        _check_count("Blocked", "size", self.size, least=1)
+        _check_count("Blocked", "halo", self.halo)
+
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        return Grid(self.size, self.halo).sees(i, j, n)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
+        return (Run(layout.lengths, Grid(self.size, self.halo)),)
+
+    def reach(self, n: int) -> float:
+        return min(n, self.size + 2 * self.halo)
+
+
+@dataclass(frozen=True)
+class Dilated(Pattern):
+    r"""Every query sees itself and keys at multiples of a distance from it.
+
+    .. math:: d \mid i - j \;\text{and}\; -\mathrm{right} \le (i - j) / d \le \mathrm{left}
+
+    Parameters
+    ----------
+    left
+        Number of keys before the query that it sees, itself not counted; 0 or more.
+    right
+        The same after it; under ``causal`` they stay hidden.
+    dilation
+        Distance :math:`d` of these keys; 1 or more.
+
+    Raises
+    ------
+    ParameterError
+        A number is too small.
+
+    Examples
+    --------
+    >>> import torch
+    >>> place = torch.arange(5)
+    >>> Dilated(1, dilation=2).visible(place[:, None], place).int().tolist()
+    [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 1]]
+    """
+
+    left: int = 32
+    right: int = 0
+    dilation: int = 4
+
+    name = "dilated"
+    cross = False
+
+    def __post_init__(self) -> None:
+        _check_count("Dilated", "left", self.left)
+        _check_count("Dilated", "right", self.right)
+        _check_count("Dilated", "dilation", self.dilation, least=1)
+
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        steps = self.dilation
+        near = (i - j <= self.left * steps) & (j - i <= self.right * steps)
+        return near & ((i - j) % steps == 0)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
+        phase = places(layout) % self.dilation
+        order, lengths = by_label(layout, phase)
+        return (Run(lengths, Band(self.left, self.right), order),)
+
+    def reach(self, n: int) -> float:
+        return min(-(-n // self.dilation), self.left + self.right + 1)
 
 
 @dataclass(frozen=True)
@@ -126,79 +268,170 @@ class Prefix(Pattern):
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
     """
 
-    n: int
+    n: int = 1
 
     name = "prefix"
 
     def __post_init__(self) -> None:
         _check_count("Prefix", "n", self.n)
 
-    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         return (i == i) & (j < self.n)
 
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
+        return (Run(layout.lengths, Front(self.n)),)
 
-@dataclass(frozen=True)
-class Union(Pattern):
-    """A key is visible if one of two patterns shows it; written ``first | second``.
+    def band(self) -> Band:
+        return Band(-1, 0, self.n)
+
+    def reach(self, n: int) -> float:
+        return min(n, self.n)
+
+
+@dataclass(frozen=True, eq=False)
+class Segments(Pattern):
+    """Every query sees the keys with its own label: the same session, day or entity, wherever they stand.
+
+    Labels are data, so the pattern is made for one batch.
 
     Parameters
     ----------
-    first, second
-        Patterns; unions too.
+    labels
+        Whole numbers, one per token: ``[tokens]`` for packed and ``[batch, length]`` for padded input; or one per token
+        and head, ``[tokens, heads]`` or ``[batch, length, heads]``.
+    window
+        Of the tokens with its label a query sees so many before and after it; ``None`` for all.
+
+    Raises
+    ------
+    ParameterError
+        The labels are no whole numbers, or the window is negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> place = torch.arange(4)
+    >>> Segments(torch.tensor([7, 3, 7, 7]), window=1).visible(place[:, None], place).int().tolist()
+    [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 1], [0, 0, 1, 1]]
     """
 
-    first: Pattern
-    second: Pattern
+    labels: Int[Tensor, "..."]
+    window: int | None = None
 
-    name = "union"
+    name = "segments"
+    cross = False
+    has_labels = True
 
     def __post_init__(self) -> None:
-        parts: tuple[object, ...] = (self.first, self.second)
-        if not all(isinstance(part, Pattern) for part in parts):
-            raise TypeError(f"The parts of a union must be patterns, got {parts!r}.")
+        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dim() < 1:
+            raise ParameterError(
+                f"labels of Segments must be whole numbers, one per token, got {self.labels.dtype} of shape "
+                f"{list(self.labels.shape)}."
+            )
+        if self.window is not None:
+            _check_count("Segments", "window", self.window)
 
-    def visible(self, i: Int[Tensor, "..."], j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        return self.first.visible(i, j) | self.second.visible(i, j)
+    @property
+    def by_head(self) -> bool:  # type: ignore[override]
+        """Whether the labels differ from head to head; of labels that fit no call yet nothing is said."""
+        return self.labels.dim() == 2
+
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        labels = self.labels.movedim(-1, 0) if self.labels.dim() == 2 else self.labels[None]
+        found = [_alike(row[i] == row[j], _ranks(row)[i], _ranks(row)[j], self.window) for row in labels]
+        return found[0] if self.labels.dim() == 1 else torch.stack(found)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
+        labels = self.labels.cpu().numpy()
+        order, lengths = by_label(layout, labels)
+        return (Run(lengths, Band(self.window, self.window), order, by_head=labels.ndim == 2),)
+
+    def rule(self, layout: Layout) -> Rule:
+        order, lengths = by_label(layout, self.labels.cpu().numpy())
+        group, rank = np.empty_like(order), np.empty_like(order)
+        group[order] = np.repeat(np.arange(len(lengths)), lengths)
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        heads = 1 if self.labels.dim() == 1 else self.labels.shape[1]
+        groups, ranks = (torch.from_numpy(x).view(-1, heads) for x in (group, rank))
+        return _Labelled(groups, ranks, self.window)
+
+    def fit(self, size: Sequence[int], heads: int) -> Segments:
+        shape = tuple(self.labels.shape)
+        if shape not in (tuple(size), (*size, heads)):
+            raise ParameterError(
+                f"The labels of Segments must be of shape {list(size)} or {[*size, heads]}, got {list(shape)}."
+            )
+        return replace(self, labels=self.labels.flatten(0, len(size) - 1))
+
+    def of(self, tokens: Tensor | slice) -> Segments:
+        return replace(self, labels=self.labels[tokens])
+
+    def reach(self, n: int) -> float:
+        return n if self.window is None else min(n, 2 * self.window + 1)
 
 
-def _check_count(pattern: str, name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ParameterError(f"{name} of {pattern} must be a whole number of keys, 0 or more, got {value!r}.")
+def places(layout: Layout) -> np.ndarray:
+    """Return the place of each token in its sequence."""
+    lengths = layout.lengths
+    return np.arange(layout.n_tokens) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-@dataclass(frozen=True)
-class Band:
-    """A window of ``left`` keys before and ``right`` after the query, and the first ``prefix`` keys.
+def by_label(layout: Layout, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens of one sequence and label side by side, and how many there are of each; in order inside.
 
-    ``left`` is ``None`` where the window never ends, and -1 where there is none.
+    With labels ``[tokens, heads]`` rows are pairs of token and head.
     """
-
-    left: int | None
-    right: int
-    prefix: int
-
-
-def as_band(pattern: Pattern) -> Band | None:
-    """Return the pattern as one window with a prefix, or ``None`` if it has no such form.
-
-    Every window holds the query itself, so the union of several is again one.
-    """
-    if isinstance(pattern, Dense):
-        return Band(None, 0, 0)
-    if isinstance(pattern, Local):
-        return Band(pattern.left, pattern.right, 0)
-    if isinstance(pattern, Prefix):
-        return Band(-1, 0, pattern.n)
-    parts = [as_band(part) for part in (pattern.first, pattern.second)] if isinstance(pattern, Union) else []
-    bands = [part for part in parts if part is not None]
-    if len(bands) < 2:
-        return None
-    lefts = [band.left for band in bands if band.left is not None]
-    left = max(lefts) if len(lefts) == 2 else None
-    return Band(left, max(band.right for band in bands), max(band.prefix for band in bands))
+    sequence = np.repeat(np.arange(len(layout)), layout.lengths)
+    heads = 1 if labels.ndim == 1 else labels.shape[1]
+    flat = labels.ravel().astype(np.int64)
+    group = (np.repeat(sequence, heads) * heads + np.tile(np.arange(heads), len(sequence))).astype(np.int64)
+    low = int(flat.min(initial=0))
+    key = group * (int(flat.max(initial=0)) - low + 1) + (flat - low)
+    order = np.argsort(key, kind="stable")
+    begins = np.flatnonzero(np.diff(key[order], prepend=-1))
+    return order, np.diff(begins, append=len(order))
 
 
-PATTERNS: dict[str, type[Pattern]] = {"dense": Dense}
+def _ranks(labels: Tensor) -> Tensor:
+    """Return how many earlier tokens have the same label."""
+    order = labels.argsort(stable=True)
+    ordered = labels[order]
+    place = torch.arange(len(labels), device=labels.device)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    first = torch.where(begins, place, 0).cummax(0).values if len(labels) else place
+    return torch.empty_like(place).index_copy(0, order, place - first)
+
+
+def _alike(same: Tensor, i: Tensor, j: Tensor, window: int | None) -> Tensor:
+    return same if window is None else same & ((i - j).abs() <= window)
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled(Rule):
+    """Segments as a rule on pairs of tokens, by the segment and the rank in it: ``[tokens, heads or 1]``."""
+
+    group: Tensor
+    rank: Tensor
+    window: int | None
+
+    def shows(self, pairs: Pairs) -> Tensor:
+        """Return which of the pairs have one label and are near enough."""
+        head = pairs.head if self.group.shape[1] > 1 else 0
+        i, j = (pairs.query, head), (pairs.key, head)
+        return _alike(self.group[i] == self.group[j], self.rank[i], self.rank[j], self.window)
+
+
+def _check_count(pattern: str, name: str, value: object, least: int = 0) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ParameterError(
+            f"{name} of {pattern} must be a whole number of keys, {least} or more, got {value!r}."
+        )
+
+
+PATTERNS: dict[str, type[Pattern]] = {
+    pattern.name: pattern for pattern in (Dense, Local, Neighborhood, Blocked, Dilated)
+}
 """The short strings that stand for a pattern with its default parameters."""
 
 
@@ -208,7 +441,8 @@ def as_pattern(pattern: str | Pattern) -> Pattern:
     Parameters
     ----------
     pattern
-        A pattern object, or one of ``"dense"``.
+        A pattern object, or one of the names ``"dense"``, ``"local"``, ``"neighborhood"``, ``"blocked"`` and
+        ``"dilated"``.
 
     Raises
     ------
@@ -223,29 +457,3 @@ def as_pattern(pattern: str | Pattern) -> Pattern:
             f"There is no attention pattern {pattern!r}. Patterns: {known}.{suggest(pattern, PATTERNS)}"
         )
     return PATTERNS[pattern]()
-
-
-@dataclass(frozen=True, eq=False)
-class KeyBias:
-    r"""Add a number per key, which may be learnt, to all scores of that key.
-
-    .. math:: s_{ij} = q_i \cdot k_j \, \mathrm{scale} + c_j
-
-    The fused kernel takes it as one further feature, so it needs no mask and has an exact gradient. A linear decay
-    with age, :math:`-\lambda (t_i - t_j)` under ``causal``, is the key bias :math:`\lambda t_j`, because the part of
-    :math:`t_i` is constant in a row. ``-inf`` hides the key.
-
-    Parameters
-    ----------
-    values
-        Float ``[batch, heads or 1, keys]`` for padded input, ``[key tokens, heads or 1]`` for packed input. Large
-        values cost precision: measure time from the middle of each sequence.
-    """
-
-    values: Float[Tensor, "..."]
-
-    kind = "key"
-
-
-Bias = KeyBias
-"""What ``bias=`` accepts."""

@@ -37,11 +37,11 @@ class Reference(Kernel):
 def _run_packed(problem: Problem, layout: Layout, key_layout: Layout) -> Attention:
     n, m = layout.lengths.tolist(), key_layout.lengths.tolist()
     bias = problem.k.new_zeros(len(problem.k), 1) if problem.bias is None else problem.bias.values
+    first = layout.offsets.tolist()[:-1]
+    tensors = (problem.q.split(n), problem.k.split(m), problem.v.split(m), bias.split(m))
     parts = [
-        _one(problem, *(x.transpose(0, 1) for x in part))
-        for part in zip(
-            problem.q.split(n), problem.k.split(m), problem.v.split(m), bias.split(m), strict=True
-        )
+        _one(problem, start, *(x.transpose(0, 1) for x in part))
+        for start, *part in zip(first, *tensors, strict=True)
     ]
     output = torch.cat([part[0].transpose(0, 1) for part in parts])
     lse = torch.cat([part[1].transpose(0, 1) for part in parts])
@@ -57,9 +57,8 @@ def _run_padded(problem: Problem) -> Attention:
     for b in range(problem.batch):
         bias = problem.k.new_zeros(1, m[b]) if problem.bias is None else problem.bias.values[b, :, : m[b]]
         mask = None if problem.key_mask is None else problem.key_mask[b, : m[b]]
-        output, lse, weight = _one(
-            problem, problem.q[b, :, : n[b]], problem.k[b, :, : m[b]], problem.v[b, :, : m[b]], bias, mask
-        )
+        tensors = problem.q[b, :, : n[b]], problem.k[b, :, : m[b]], problem.v[b, :, : m[b]]
+        output, lse, weight = _one(problem, b * size[0], *tensors, bias, mask)
         outputs.append(_grow(output, size[0], output.shape[-1]))
         sums.append(F.pad(lse, (0, size[0] - n[b]), value=-torch.inf))
         weights.append(_grow(weight, *size))
@@ -67,13 +66,14 @@ def _run_padded(problem: Problem) -> Attention:
 
 
 def _one(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = None
+    problem: Problem, first: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, lse and weights of one sequence ``[heads, length, dim]``."""
+    """Return output, lse and weights of one sequence ``[heads, length, dim]``; ``first`` numbers its first token."""
     q, k, v, bias = (x.to(statistic_dtype(q)) for x in (q, k, v, bias))
     i = torch.arange(q.shape[1], device=q.device)[:, None]
     j = torch.arange(k.shape[1], device=q.device)[None, :]
-    visible = problem.pattern.visible(i, j) & (bias != -torch.inf)[:, None, :]
+    pattern = problem.pattern.of(slice(first, first + q.shape[1]))
+    visible = pattern.visible(i, j, k.shape[1]) & (bias != -torch.inf)[:, None, :]
     if problem.causal:
         visible = visible & (j <= i + (k.shape[1] - q.shape[1]))
     if mask is not None:

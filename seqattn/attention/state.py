@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seqattn.attention.patterns import Band
+from seqattn.attention.tiles import Band
 from seqattn.errors import ParameterError
 
 # Numbers of scores in one piece of a call with several new tokens per row.

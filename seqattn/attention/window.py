@@ -1,45 +1,45 @@
-"""Windows of keys around each query, with or without the first keys of the sequence, in linear time and memory.
+"""Patterns that are windows inside segments: packed, in linear memory, tile by tile.
 
-Sequences are cut into tiles: some queries that follow each other, with all keys that one of them sees. Tiles whose
-queries see their keys in the same way share one mask and one fused call. A short sequence is a single tile.
+What the tiles are is said by :mod:`seqattn.attention.tiles`; here they are computed. Where a query is in several tiles,
+their results are joined by their log-sums, and the gradient of each tile follows from the joined ones.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seqattn.attention.biases import KeyBias
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
-from seqattn.attention.layout import CALL_IN_PAIRS, Layout, cuts
-from seqattn.attention.patterns import KeyBias, as_band
+from seqattn.attention.layout import Layout
+from seqattn.attention.pattern import Pattern
 from seqattn.attention.rectangles import all_finite, empty_attention
 from seqattn.attention.sdpa import lowered, raised
+from seqattn.attention.tiles import BLOCK, Part, Plan, Tile, make_plan
 
 # Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32.
 CALL_US = (300.0, 900.0)
 PAIR_NS = 2.5
 BACKWARD = 3.5
-# Numbers of keys in one call, all heads and features: what is gathered for it stays in the cache.
-CALL_SIZE = 2**18
-# With 32 or 128 queries in a tile, windows of 128 keys take 1.1 to 1.3 times as long (256 to 4096 tokens).
-BLOCK, SMALL_BLOCK = 64, 32
+# The log-sum of a query that does not count: all its weights are then 0.
+SILENT = 1e30
 
 
 class Window(Kernel):
-    """A window around each query and a prefix, tile by tile; memory grows with the tokens only."""
+    """Windows inside segments, tile by tile; memory grows with the visible pairs at most."""
 
     name = "window"
     capability = Capability(
         devices=("cpu",),
         dtypes=(torch.float32, torch.float64),
-        patterns=("local", "union"),
+        patterns=(
+            *("local", "neighborhood", "blocked", "dilated", "prefix", "segments"),
+            *("union", "intersection"),
+        ),
         biases=("key",),
         needs=("output", "lse"),
         cross=False,
@@ -47,19 +47,10 @@ class Window(Kernel):
         lse_gradient=False,
     )
 
-    def limits(self, problem: Problem) -> list[str]:
-        """Return whether the union is no window with a prefix."""
-        if problem.pattern.name != "union" or _band(problem) is not None:
-            return []
-        return ["of the unions, only those with a Local of nothing but Local and Prefix are supported"]
-
     def cost(self, problem: Problem) -> float:
         """Return the time of a few calls and of the pairs in their tiles."""
-        band = _band(problem)
-        if band is None:
-            return math.inf
         tokens = problem.batch * problem.queries if problem.layout is None else problem.layout.n_tokens
-        keys = min(problem.keys, band.block + band.left + band.right + band.prefix)
+        keys = min(problem.keys, BLOCK + problem.pattern.reach(problem.keys))
         work = tokens * keys * problem.heads * PAIR_NS / 1000
         return CALL_US[problem.training] + work * (BACKWARD if problem.training else 1.0)
 
@@ -74,225 +65,126 @@ class Window(Kernel):
         bias = None if problem.bias is None else problem.bias.values
         finite = all_finite(problem.q, problem.k, problem.v, bias)
         low = lowered(problem)
-        output, lse = _Tiles.apply(low.q, low.k, low.v, _plan(low), low.scale)
+        plan = _plan(problem.pattern, problem.layout, low)
+        q, k, v = (_by_row(x, plan) for x in (low.q, low.k, low.v))
+        output, lse = _Tiles.apply(q, k, v, plan, low.scale)
+        output, lse = output.view(*low.q.shape[:2], -1), lse.view(low.q.shape[:2])
         asked = lse if problem.need == "lse" else None
         result = Attention(output, None, asked, {"kernel": self.name, "finite": finite})
         return result if low is problem else raised(result, problem)
 
 
-class _Band(NamedTuple):
-    """A window and a prefix, and how many queries make a tile."""
-
-    left: int
-    right: int
-    prefix: int
-    causal: bool
-
-    @property
-    def block(self) -> int:
-        """Number of queries in a tile."""
-        return SMALL_BLOCK if self.left + self.right <= SMALL_BLOCK else BLOCK
-
-    def sees(self, i: Any, j: Any) -> Any:
-        """Return which keys the queries see."""
-        seen = ((i - j <= self.left) & (j - i <= self.right)) | (j < self.prefix)
-        return seen & (j <= i) if self.causal else seen
+def _by_row(x: Tensor, plan: Plan) -> Tensor:
+    """Return ``[tokens, heads, dim]`` as the rows of the plan."""
+    return x.reshape(-1, 1, x.shape[-1]) if plan.by_head else x
 
 
-def _band(problem: Problem) -> _Band | None:
-    """Return the pattern of the call as a window, or ``None`` if it has none or it never ends."""
-    band = as_band(problem.pattern)
-    if band is None or band.left is None or band.left < 0:
-        return None
-    return _Band(band.left, 0 if problem.causal else band.right, band.prefix, problem.causal)
+def _plan(pattern: Pattern, layout: Layout, problem: Problem) -> Plan:
+    """Return the tiles of a call; they are kept on the layout unless they follow from labels."""
+    heads, width = problem.heads, problem.q.shape[-1]
 
+    def make() -> Plan:
+        runs = pattern.runs(layout, heads)
+        if runs is None:
+            raise TypeError(f"Pattern {pattern.name!r} has no runs.")
+        return make_plan(runs, layout, problem.causal, heads, width)
 
-@dataclass(frozen=True)
-class _Tile:
-    """Some tiles as one rectangle: which tokens stand in its slots, and what its queries see."""
-
-    rows: int
-    queries: Tensor
-    keys: Tensor
-    pads: Tensor | None
-    visible: Tensor | None
-    triangular: bool
-    memo: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
-
-    def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """Return what to add to the scores."""
-        if self.visible is None:
-            return None
-        if dtype not in self.memo:
-            zeros = torch.zeros(self.visible.shape, dtype=dtype)
-            self.memo[dtype] = zeros.masked_fill_(~self.visible, -torch.inf)
-        return self.memo[dtype]
-
-    def rectangle(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Return these tokens as ``[rows, heads, length, dim]``."""
-        return x.index_select(0, tokens).view(self.rows, -1, *x.shape[1:]).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """All tiles of a call, and in which slot each token is a query."""
-
-    tiles: tuple[_Tile, ...]
-    slot_of_token: Tensor
-
-
-class _Cut(NamedTuple):
-    """One entry per tile: where its sequence and its queries begin, how many they are, and which keys they see.
-
-    Keys are the ``prefix`` first ones of the sequence, and those from ``start`` to before ``stop``.
-    """
-
-    first: np.ndarray
-    begin: np.ndarray
-    queries: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    prefix: np.ndarray
-
-    @property
-    def keys(self) -> np.ndarray:
-        """How many keys the tiles have."""
-        return self.prefix + self.stop - self.start
-
-
-def _plan(problem: Problem) -> _Plan:
-    """Return the tiles of a packed call, kept on its layout."""
-    layout, band = problem.layout, _band(problem)
-    if layout is None or band is None:
-        raise TypeError("Only packed calls with a window have tiles.")
-    heads, row_size = problem.heads, problem.heads * problem.q.shape[-1]
-    plan: _Plan = layout.keep((band, heads, row_size), lambda: _make_plan(layout, band, heads, row_size))
+    if pattern.has_labels:
+        return make()
+    plan: Plan = layout.keep((pattern, problem.causal, heads, width), make)
     return plan
-
-
-def _make_plan(layout: Layout, band: _Band, heads: int, row_size: int) -> _Plan:
-    cut = _cut(layout.lengths, band)
-    tiles, slots, used = [], np.zeros(layout.n_tokens, np.int64), 0
-    for members in _groups(cut, heads, row_size):
-        part = _Cut(*(column[members] for column in cut))
-        width = int(part.queries.max())
-        column = np.arange(width)
-        filled = column < part.queries[:, None]
-        tokens = part.first[:, None] + part.begin[:, None] + np.minimum(column, part.queries[:, None] - 1)
-        slots[tokens[filled]] = used + np.flatnonzero(filled)
-        used += filled.size
-        tiles.append(_tile(part, band, tokens, filled))
-    return _Plan(tuple(tiles), torch.from_numpy(slots))
-
-
-def _cut(lengths: np.ndarray, band: _Band) -> _Cut:
-    """Return the tiles of sequences of these lengths."""
-    # Up to here a further tile saves less than its keys cost to gather.
-    whole = lengths <= band.block + max(band.block, band.left + band.right)
-    step = np.where(whole, np.maximum(lengths, 1), band.block)
-    counts = -(-lengths // step)
-    sequence = np.repeat(np.arange(len(lengths)), counts)
-    begin = (np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)) * step[sequence]
-    size = lengths[sequence]
-    queries = np.minimum(step[sequence], size - begin)
-    start = np.maximum(begin - band.left, 0)
-    start = np.where(start <= band.prefix, 0, start)
-    stop = np.minimum(begin + queries + band.right, size)
-    if not band.causal:
-        stop = np.maximum(stop, np.minimum(band.prefix, size))
-    first = (np.cumsum(lengths) - lengths)[sequence]
-    return _Cut(first, begin, queries, start, stop, np.where(start > 0, band.prefix, 0))
-
-
-def _groups(cut: _Cut, heads: int, row_size: int) -> list[np.ndarray]:
-    """Return which tiles are computed together: those whose queries are as far from their first key, of like sizes."""
-    order = np.lexsort((-cut.keys, -cut.queries, cut.begin - cut.start, cut.prefix))
-    kind = np.stack([cut.prefix, cut.begin - cut.start], 1)[order]
-    ends = [*np.flatnonzero((kind[1:] != kind[:-1]).any(1)) + 1, len(order)]
-    groups = []
-    for first, last in pairwise([0, *ends]):
-        members = order[first:last]
-        found = cuts(cut.queries[members].tolist(), cut.keys[members].tolist(), CALL_IN_PAIRS / heads)
-        for low, high in pairwise([*found, len(members)]):
-            rows = max(1, CALL_SIZE // (int(cut.keys[members[low:high]].max()) * row_size))
-            groups += [members[place : min(place + rows, high)] for place in range(low, high, rows)]
-    return groups
-
-
-def _tile(part: _Cut, band: _Band, queries: np.ndarray, filled: np.ndarray) -> _Tile:
-    """Return tiles as one rectangle. Padding holds the last token of its tile, which is finite if its sequence is."""
-    prefix, lead = int(part.prefix[0]), int(part.begin[0] - part.start[0])
-    counts = (part.stop - part.start)[:, None]
-    column = np.arange(int(counts.max()))
-    window = part.first[:, None] + part.start[:, None] + np.minimum(column, counts - 1)
-    front = np.broadcast_to(part.first[:, None] + np.arange(prefix), (len(window), prefix))
-    seen = band._replace(prefix=0 if prefix else band.prefix).sees(
-        lead + np.arange(queries.shape[1])[:, None], column
-    )[None]
-    if not band.causal and (counts != counts[0]).any():
-        # Otherwise no true query sees padding: it is later than all of them, or there is none.
-        seen = seen & (column < counts[:, :, None])
-    seen = np.concatenate([np.ones((*seen.shape[:2], prefix), bool), seen], 2)
-    seen = seen | ~seen.any(2, keepdims=True)
-    triangular = (
-        band.causal and seen.shape[1] == seen.shape[2] and bool((seen[0] == np.tri(len(seen[0]))).all())
-    )
-    return _Tile(
-        len(queries),
-        torch.from_numpy(queries.ravel()),
-        torch.from_numpy(np.concatenate([front, window], 1).ravel()),
-        None if filled.all() else torch.from_numpy(np.flatnonzero(~filled)),
-        None if triangular or seen.all() else torch.from_numpy(seen[:, None]),
-        triangular,
-    )
 
 
 class _Tiles(torch.autograd.Function):
     """All tiles as one step of the gradient graph; what was gathered for them is gathered again, not kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: _Plan, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        kept = []
-        for tile in plan.tiles:
-            part = (
-                tile.rectangle(q, tile.queries),
-                tile.rectangle(k, tile.keys),
-                tile.rectangle(v, tile.keys),
-            )
-            kept += fused(*part, 0.0, tile.triangular, attn_mask=tile.mask(q.dtype), scale=scale)
-        ctx.save_for_backward(q, k, v, *kept)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+        solved = [_solve(part, q, k, v, scale) for part in plan.parts]
+        output, lse = solved[0] if len(solved) == 1 else _joined(solved)
+        ctx.save_for_backward(q, k, v, output, lse)
         ctx.plan, ctx.scale = plan, scale
-        output = torch.cat([_rows(x) for x in kept[::2]]).index_select(0, plan.slot_of_token)
-        lse = torch.cat([_rows(x) for x in kept[1::2]]).index_select(0, plan.slot_of_token)
         ctx.mark_non_differentiable(lse)
         return output, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        q, k, v, *kept = ctx.saved_tensors
-        grads_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
-        for tile, output, lse in zip(ctx.plan.tiles, kept[::2], kept[1::2], strict=True):
-            rows = grad.index_select(0, tile.queries)
-            if tile.pads is not None:
-                rows.index_fill_(0, tile.pads, 0)
-            part_q, part_k, part_v = fused(
-                rows.view(tile.rows, -1, *rows.shape[1:]).transpose(1, 2),
-                *(tile.rectangle(q, tile.queries), tile.rectangle(k, tile.keys), tile.rectangle(v, tile.keys)),
-                output, lse, 0.0, tile.triangular, attn_mask=tile.mask(q.dtype), scale=ctx.scale,
-            )  # fmt: skip
-            grads_q.append(_rows(part_q))
-            grad_k.flatten(1).index_add_(0, tile.keys, _rows(part_k).flatten(1))
-            grad_v.flatten(1).index_add_(0, tile.keys, _rows(part_v).flatten(1))
-        return torch.cat(grads_q).index_select(0, ctx.plan.slot_of_token), grad_k, grad_v, None, None
+        q, k, v, output, lse = ctx.saved_tensors
+        grad_q = None
+        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+        for part in ctx.plan.parts:
+            rows = []
+            for tile in part.tiles:
+                part_q, part_k, part_v = _backward(tile, grad, q, k, v, output, lse, ctx.scale)
+                rows.append(_rows(part_q))
+                grad_k.flatten(1).index_add_(0, tile.keys, _rows(part_k).flatten(1))
+                grad_v.flatten(1).index_add_(0, tile.keys, _rows(part_v).flatten(1))
+            if rows:
+                found = _spread(part, rows, 0.0)
+                grad_q = found if grad_q is None else grad_q.add_(found)
+        return torch.zeros_like(q) if grad_q is None else grad_q, grad_k, grad_v, None, None
+
+
+def _solve(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return output ``[rows, heads, dim]`` and log-sums ``[rows, heads]`` of a run."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    outputs, sums = [], []
+    for tile in part.tiles:
+        rectangles = (
+            tile.rectangle(q, tile.queries),
+            tile.rectangle(k, tile.keys),
+            tile.rectangle(v, tile.keys),
+        )
+        output, lse = fused(*rectangles, 0.0, tile.triangular, attn_mask=tile.mask(q.dtype), scale=scale)
+        outputs.append(_rows(output))
+        sums.append(_rows(lse))
+    if not outputs:
+        return torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf)
+    return _spread(part, outputs, 0.0), _spread(part, sums, -torch.inf)
+
+
+def _backward(
+    tile: Tile, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the rectangles of a tile. Log-sums of all tiles of a query give it its true weights."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    rows, sums = grad.index_select(0, tile.queries), lse.index_select(0, tile.queries)
+    if tile.silent is not None:
+        rows.index_fill_(0, tile.silent, 0)
+        sums.index_fill_(0, tile.silent, SILENT)
+    rows, sums = (x.view(tile.rows, -1, *x.shape[1:]).transpose(1, 2) for x in (rows, sums))
+    found: tuple[Tensor, Tensor, Tensor] = fused(
+        rows,
+        *(tile.rectangle(q, tile.queries), tile.rectangle(k, tile.keys), tile.rectangle(v, tile.keys)),
+        tile.rectangle(output, tile.queries), sums, 0.0, tile.triangular, attn_mask=tile.mask(q.dtype), scale=scale,
+    )  # fmt: skip
+    return found
+
+
+def _joined(solved: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return output and log-sums of disjoint sets of keys together; rows that see none have 0 and ``-inf``."""
+    sums = torch.stack([lse for _, lse in solved])
+    lse = sums.logsumexp(0)
+    shares = (sums - lse.masked_fill(lse.isneginf(), 0)).exp_()
+    output = solved[0][0] * shares[0][..., None]
+    for (more, _), share in zip(solved[1:], shares[1:], strict=True):
+        output.addcmul_(more, share[..., None])
+    return output, lse
+
+
+def _spread(part: Part, slots: list[Tensor], nothing: float) -> Tensor:
+    """Return rows in their own order, from those of the tiles."""
+    joined = slots[0] if len(slots) == 1 else torch.cat(slots)
+    if part.is_full:
+        return joined.index_select(0, part.slot_of_row)
+    found = joined.index_select(0, part.slot_of_row.clamp(min=0))
+    outside = (part.slot_of_row < 0).view(-1, *[1] * (found.dim() - 1))
+    return found.masked_fill_(outside, nothing)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return a rectangle ``[rows, heads, length, ...]`` as slots ``[slots, heads, ...]``."""
+    """Return a rectangle ``[tiles, heads, length, ...]`` as slots ``[slots, heads, ...]``."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -315,6 +207,7 @@ def _run_padded(problem: Problem, kernel: Window) -> Attention:
     result = kernel.run(
         replace(
             problem, q=packed(problem.q), k=packed(problem.k), v=packed(problem.v), bias=bias,
+            pattern=problem.pattern.of(places),
             layout=layout, key_layout=layout, lengths=None, key_lengths=None,
         )
     )  # fmt: skip

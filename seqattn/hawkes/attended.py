@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqattn.attention import Layout, attend
-from seqattn.attention.patterns import Bias, as_pattern
+from seqattn.attention.biases import Bias
+from seqattn.attention.patterns import as_pattern
 from seqattn.data.batches import EventBatch
 from seqattn.hawkes.model import SelfAttentiveHawkes
 from seqattn.nn.blocks import Encoder, EncoderBlock, SelfAttention

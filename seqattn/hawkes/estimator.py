@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from seqattn.attention.patterns import Pattern
+from seqattn.attention.pattern import Pattern
 from seqattn.data.batches import Batches, EventBatch, batches, pack
 from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, softplus
 
 from seqattn.attention import Layout, Local, Prefix
-from seqattn.attention.patterns import Pattern
+from seqattn.attention.pattern import Pattern
 from seqattn.data.batches import EventBatch
 from seqattn.errors import ParameterError, suggest
 from seqattn.hawkes.decays import HiddenIntensity, MarkIntensity

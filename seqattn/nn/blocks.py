@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqattn.attention import KeyBias, KeyValueState, Layout, attend
-from seqattn.attention.patterns import Bias, Pattern
+from seqattn.attention.biases import Bias
+from seqattn.attention.pattern import Pattern
 from seqattn.errors import ParameterError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from seqattn.attention import patterns
-from seqattn.attention.patterns import Pattern
+from seqattn.attention.pattern import Pattern
 from seqattn.errors import ArtifactError
 from seqattn.train.artifact import decode_label, encode_label
 

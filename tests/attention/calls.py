@@ -2,27 +2,83 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 import torch
+from attention.oracle import VISIBLE, head_label, label
 
-from seqattn.attention import Dense, KeyBias, Layout, Local, Prefix, attend, backends
-from seqattn.errors import BackendError
+from seqattn.attention import (
+    Blocked,
+    Dense,
+    Dilated,
+    KeyBias,
+    Layout,
+    Local,
+    Neighborhood,
+    Prefix,
+    Segments,
+    attend,
+    backends,
+)
+from seqattn.attention.pattern import Pair
+from seqattn.errors import BackendError, ParameterError
 
 LAYOUTS = ("packed", "padded")
-# The patterns whose definitions are written down in the oracle.
+
+
+def labels(lengths, heads=None):
+    """Return the labels of the oracle for packed sequences."""
+    places = [i for n in lengths for i in range(n)]
+    if heads is None:
+        return torch.tensor([label(i) for i in places], dtype=torch.int64)
+    each = [[head_label(i, h % 2) for h in range(heads)] for i in places]
+    return torch.tensor(each, dtype=torch.int64).view(len(places), heads)
+
+
+# The patterns whose definitions are written down in the oracle, for sequences of given lengths and some heads.
 PATTERNS = {
-    "dense": Dense(),
-    "self": Local(0),
-    "local": Local(3),
-    "both sides": Local(2, 1),
-    "prefix": Prefix(2),
-    "local and prefix": Local(2) | Prefix(2),
-    "wide": Local(40, 7),
-    "wide and prefix": Prefix(5) | Local(33),
-    "three parts": Local(1, 4) | Prefix(3) | Local(20),
+    "dense": lambda n, h: Dense(),
+    "self": lambda n, h: Local(0),
+    "local": lambda n, h: Local(3),
+    "both sides": lambda n, h: Local(2, 1),
+    "prefix": lambda n, h: Prefix(2),
+    "local and prefix": lambda n, h: Local(2) | Prefix(2),
+    "wide": lambda n, h: Local(40, 7),
+    "wide and prefix": lambda n, h: Prefix(5) | Local(33),
+    "three parts": lambda n, h: Local(1, 4) | Prefix(3) | Local(20),
+    "neighborhood": lambda n, h: Neighborhood(5),
+    "wide neighborhood": lambda n, h: Neighborhood(41),
+    "blocked": lambda n, h: Blocked(4, 2),
+    "dilated": lambda n, h: Dilated(2, 1, dilation=3),
+    "segments": lambda n, h: Segments(labels(n)),
+    "near in segments": lambda n, h: Segments(labels(n), window=2),
+    "segments per head": lambda n, h: Segments(labels(n, h), window=4),
+    "local or dilated": lambda n, h: Local(2) | Dilated(2, 1, dilation=3),
+    "segments or prefix": lambda n, h: Segments(labels(n, h), window=1) | Prefix(2),
+    "two prefixes": lambda n, h: Prefix(2) | Prefix(3),
+    "local in segments": lambda n, h: Local(9) & Segments(labels(n)),
+    "dilated in segments per head": lambda n, h: Dilated(4, dilation=3) & Segments(labels(n, h), window=3),
 }
+
+
+def pattern_for(batch, name, layout="packed"):
+    """Return a pattern of the oracle for a batch; labels are padded where the batch is."""
+    if layout == "packed":
+        return PATTERNS[name](batch.queries, batch.heads)
+    size = max(batch.queries, default=0)
+    flat = PATTERNS[name]([size] * len(batch.queries), batch.heads)
+    return _in_rows(flat, len(batch.queries), size)
+
+
+def _in_rows(pattern, rows, size):
+    if isinstance(pattern, Segments):
+        return replace(pattern, labels=pattern.labels.view(rows, size, *pattern.labels.shape[1:]))
+    if isinstance(pattern, Pair):
+        first, second = (_in_rows(part, rows, size) for part in (pattern.first, pattern.second))
+        return replace(pattern, first=first, second=second)
+    return pattern
 
 
 class Way(NamedTuple):
@@ -34,37 +90,54 @@ class Way(NamedTuple):
     def __str__(self):
         return f"{self.kernel}, {self.pattern}"
 
-    @property
-    def arguments(self):
-        return {"kernel": self.kernel, "pattern": PATTERNS[self.pattern]}
+    def arguments(self, batch, layout):
+        """Return how ``attend`` is told of kernel and pattern."""
+        return {"kernel": self.kernel, "pattern": pattern_for(batch, self.pattern, layout)}
 
     @property
     def can(self):
         return backends()[self.kernel]
 
     def refuses(self, batch, layout, **arguments):
-        """Return whether the call is of another sequence's keys and the kernel cannot do that; it must then say so."""
-        if batch.keys is None or self.can.cross:
-            return False
-        with pytest.raises(BackendError, match="keys of another sequence are not supported"):
-            call(batch, layout, **self.arguments, **arguments)
-        return True
+        """Return whether pattern or kernel cannot do the call; it must then say so."""
+        kind = PATTERNS[self.pattern]([1], 1)
+        reasons = {
+            "has no meaning with causal=True": arguments.get("causal", False) and not kind.causal,
+            "has no meaning with other keys": batch.keys is not None and not kind.cross,
+            "keys of another sequence are not supported": batch.keys is not None and not self.can.cross,
+        }
+        wrong = [reason for reason, holds in reasons.items() if holds]
+        if wrong:
+            with pytest.raises((BackendError, ParameterError), match=wrong[0]):
+                call(batch, layout, way=self, **arguments)
+        return bool(wrong)
 
 
 # Every kernel is named here with every kind of pattern that it computes.
 WAYS = (
     Way("plain", "dense"),
     Way("sdpa", "dense"),
-    *(Way("reference", pattern) for pattern in ("dense", "both sides", "prefix", "local and prefix")),
     *(
-        Way("window", pattern)
-        for pattern in ("self", "local", "both sides", "local and prefix", "three parts")
+        Way("reference", pattern)
+        for pattern in (
+            "dense",
+            "both sides",
+            "prefix",
+            "local and prefix",
+            "neighborhood",
+            "segments per head",
+        )
     ),
+    *(Way("window", pattern) for pattern in VISIBLE if pattern != "dense" and not pattern.startswith("wide")),
 )
 
+CAUSAL_WAYS = tuple(way for way in WAYS if PATTERNS[way.pattern]([1], 1).causal)
 
-def call(batch, layout, fill=0.0, **arguments):
-    """Return the result of ``attend`` for a batch, in a packed or padded layout."""
+
+def call(batch, layout, fill=0.0, way=None, **arguments):
+    """Return the result of ``attend`` for a batch, in a packed or padded layout; ``way`` names kernel and pattern."""
+    if way is not None:
+        arguments |= way.arguments(batch, layout)
     return attend(**inputs(batch, layout, fill), **arguments)
 
 

@@ -9,17 +9,59 @@ from dataclasses import dataclass, field
 
 import torch
 
-# Who sees whom, apart from causality and holes. A new pattern is tested by being named here.
+
+def label(i):
+    """Three labels in uneven turns."""
+    return (7 * i + i // 3) % 3
+
+
+def head_label(i, h):
+    """Labels that differ from head to head; in head 1 the tokens of one label lie far apart."""
+    return (i // (3 + h)) % (2 + 3 * h)
+
+
+def rank(i, of):
+    """The number of earlier tokens with the label of token i."""
+    return sum(of(before) == of(i) for before in range(i))
+
+
+def near(i, j, of, window):
+    """Whether two tokens have one label, with at most ``window - 1`` of its tokens between them."""
+    return of(i) == of(j) and abs(rank(i, of) - rank(j, of)) <= window
+
+
+def nearest(i, j, n, size):
+    """Whether j is among the ``size`` tokens around i; windows that would stick out are shifted."""
+    first = min(max(i - size // 2, 0), max(n - size, 0))
+    return first <= j < first + size
+
+
+# Who sees whom in a sequence of n tokens and a head h, apart from causality and holes. A new pattern is tested by being
+# named here.
 VISIBLE = {
-    "dense": lambda i, j: True,
-    "self": lambda i, j: i == j,
-    "local": lambda i, j: i - 3 <= j <= i,
-    "both sides": lambda i, j: i - 2 <= j <= i + 1,
-    "prefix": lambda i, j: j < 2,
-    "local and prefix": lambda i, j: i - 2 <= j <= i or j < 2,
-    "wide": lambda i, j: i - 40 <= j <= i + 7,
-    "wide and prefix": lambda i, j: i - 33 <= j <= i or j < 5,
-    "three parts": lambda i, j: i - 1 <= j <= i + 4 or j < 3 or i - 20 <= j <= i,
+    "dense": lambda i, j, n, h: True,
+    "self": lambda i, j, n, h: i == j,
+    "local": lambda i, j, n, h: i - 3 <= j <= i,
+    "both sides": lambda i, j, n, h: i - 2 <= j <= i + 1,
+    "prefix": lambda i, j, n, h: j < 2,
+    "local and prefix": lambda i, j, n, h: i - 2 <= j <= i or j < 2,
+    "wide": lambda i, j, n, h: i - 40 <= j <= i + 7,
+    "wide and prefix": lambda i, j, n, h: i - 33 <= j <= i or j < 5,
+    "three parts": lambda i, j, n, h: i - 1 <= j <= i + 4 or j < 3 or i - 20 <= j <= i,
+    "neighborhood": lambda i, j, n, h: nearest(i, j, n, 5),
+    "wide neighborhood": lambda i, j, n, h: nearest(i, j, n, 41),
+    "blocked": lambda i, j, n, h: i - i % 4 - 2 <= j < i - i % 4 + 6,
+    "dilated": lambda i, j, n, h: (i - j) % 3 == 0 and -1 <= (i - j) // 3 <= 2,
+    "segments": lambda i, j, n, h: label(i) == label(j),
+    "near in segments": lambda i, j, n, h: near(i, j, label, 2),
+    "segments per head": lambda i, j, n, h: near(i, j, lambda x: head_label(x, h % 2), 4),
+    "local or dilated": lambda i, j, n, h: i - 2 <= j <= i or ((i - j) % 3 == 0 and -6 <= j - i <= 3),
+    "segments or prefix": lambda i, j, n, h: near(i, j, lambda x: head_label(x, h % 2), 1) or j < 2,
+    "two prefixes": lambda i, j, n, h: j < 3,
+    "local in segments": lambda i, j, n, h: i - 9 <= j <= i and label(i) == label(j),
+    "dilated in segments per head": lambda i, j, n, h: (
+        (i - j) % 3 == 0 and 0 <= i - j <= 12 and near(i, j, lambda x: head_label(x, h % 2), 3)
+    ),
 }
 
 
@@ -43,7 +85,7 @@ def one_sequence(q, k, v, bias, sees, scale):
     for h in range(heads):
         shared = h * k.shape[0] // heads
         for i in range(queries):
-            seen = [j for j in range(keys) if sees(i, j)]
+            seen = [j for j in range(keys) if sees(i, j, h)]
             output[h, i], lse[h, i] = one_row(
                 q[h, i], k[shared], v[shared], bias[h % bias.shape[0]], seen, scale
             )
@@ -113,9 +155,9 @@ class Ragged:
         results = []
         for b, (n, m) in enumerate(zip(self.queries, self.key_lengths, strict=True)):
 
-            def sees(i, j, b=b, n=n, m=m):
+            def sees(i, j, h, b=b, n=n, m=m):
                 allowed = not causal or j <= m - n + i
-                return allowed and VISIBLE[pattern](i, j) and (holes is None or bool(holes[b][j]))
+                return allowed and VISIBLE[pattern](i, j, m, h) and (holes is None or bool(holes[b][j]))
 
             q, k, v = (self.leaves[name][b].double() for name in "qkv")
             bias = self.leaves["bias"][b].double()[..., 0] if self.bias_heads else q.new_zeros(1, m)

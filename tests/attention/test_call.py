@@ -180,7 +180,7 @@ def test_capabilities_are_true_for_the_kernels_that_declare_them():
         assert way.can.exact
         for need in way.can.needs:
             with torch.no_grad():
-                result = call(Ragged([3]), "packed", **way.arguments, need=need)
+                result = call(Ragged([3]), "packed", way=way, need=need)
             assert result.stats["kernel"] == way.kernel
 
 

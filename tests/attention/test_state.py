@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqattn.attention import Dense, KeyBias, KeyValueState, Local, Prefix, attend, explain
-from seqattn.attention.patterns import Union
+from seqattn.attention.pattern import Union
 from seqattn.errors import BackendError, ParameterError
 
 PATTERNS = (Dense(), Local(4), Local(0), Local(4) | Prefix(2), Local(3) | Prefix(6), Prefix(1) | Local(100))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention.calls import LAYOUTS, PATTERNS, call, gradients, largest_error, sequences
+from attention.calls import LAYOUTS, PATTERNS, Way, call, gradients, largest_error, sequences
 from attention.oracle import VISIBLE, Ragged
 
 from seqattn.attention import Dense, KeyBias, Layout, Local, Prefix, attend, explain
-from seqattn.attention.patterns import Union
-from seqattn.attention.window import BLOCK, SMALL_BLOCK
+from seqattn.attention.pattern import Union
+from seqattn.attention.tiles import BLOCK, SMALL_BLOCK
 from seqattn.errors import BackendError, ParameterError
 
 TOLERANCE = 1e-10
@@ -31,7 +31,7 @@ def test_tiles_join_without_a_seam(name, causal):
         wanted = [output for output, _ in batch.expected(causal, name)]
         grads = gradients(batch, wanted)
         for layout in LAYOUTS:
-            result = call(batch, layout, causal=causal, pattern=PATTERNS[name], kernel="window")
+            result = call(batch, layout, causal=causal, way=Way("window", name))
             found = sequences(batch, layout, result.output)
             assert largest_error(found, wanted) < TOLERANCE
             assert largest_error(gradients(batch, found), grads) < 10 * TOLERANCE
@@ -43,13 +43,13 @@ def test_tiles_join_without_a_seam(name, causal):
 def test_long_prime_lengths_are_right(name, causal):
     batch = Ragged([257, 31, 251], heads=2, key_heads=1, dim=5, value_dim=5, bias_heads=2)
     expected = batch.expected(causal, name)
-    result = call(batch, "packed", causal=causal, pattern=PATTERNS[name], kernel="window")
+    result = call(batch, "packed", causal=causal, way=Way("window", name))
     found = sequences(batch, "packed", result.output)
     wanted = [output for output, _ in expected]
     assert largest_error(found, wanted) < TOLERANCE
     assert largest_error(gradients(batch, found), gradients(batch, wanted)) < 10 * TOLERANCE
     with torch.no_grad():
-        lse = call(batch, "packed", causal=causal, pattern=PATTERNS[name], kernel="window", need="lse").lse
+        lse = call(batch, "packed", causal=causal, way=Way("window", name), need="lse").lse
     assert largest_error(sequences(batch, "packed", lse), [one for _, one in expected]) < TOLERANCE
 
 
@@ -59,14 +59,21 @@ def test_the_rows_of_a_long_sequence_that_feel_a_key_are_those_that_see_it(name,
     layout = Layout.of([140, 7, 200])
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(347, 1, 4, generator=draw) for _ in range(3))
-    way = {"layout": layout, "pattern": PATTERNS[name], "causal": causal, "kernel": "window"}
+    way = {
+        "layout": layout,
+        "pattern": PATTERNS[name]([140, 7, 200], 1),
+        "causal": causal,
+        "kernel": "window",
+    }
     before = attend(q, k, v, **way).output
     for j in (0, 1, 4, 31, 32, 63, 64, 65, 128, 139):
         changed_k, changed_v = k.clone(), v.clone()
         changed_k[j] += 1
         changed_v[j] -= 1
         felt = (attend(q, changed_k, changed_v, **way).output != before).any(-1)[:, 0].tolist()
-        assert felt == [i < 140 and VISIBLE[name](i, j) and (not causal or j <= i) for i in range(347)]
+        assert felt == [
+            i < 140 and VISIBLE[name](i, j, 140, 0) and (not causal or j <= i) for i in range(347)
+        ]
 
 
 @pytest.mark.parametrize("poison", [1e4, torch.nan])
@@ -75,7 +82,7 @@ def test_a_long_prefix_does_not_know_how_the_sequence_goes_on(name, poison):
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(260, 2, 4, generator=draw, dtype=torch.float64) for _ in range(3))
     bias = torch.randn(260, 2, generator=draw, dtype=torch.float64)
-    way = {"pattern": PATTERNS[name], "causal": True, "kernel": "window"}
+    way = {"pattern": PATTERNS[name]([260], 2), "causal": True, "kernel": "window"}
     whole = attend(q, k, v, layout=Layout.of([260]), bias=KeyBias(bias), **way).output
     for cut in (1, 32, 63, 64, 65, 97, 129, 200):
         alone = attend(

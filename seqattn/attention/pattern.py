@@ -1,0 +1,227 @@
+"""What a pattern is: a definition, a way to compute it, and what joins two of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from seqattn.attention.layout import Layout
+from seqattn.attention.tiles import Band, Pairs, Rule, Run
+
+__all__ = ["Intersection", "Pair", "Pattern", "Union"]
+
+
+@dataclass(frozen=True)
+class Pattern(Rule):
+    """Return who may see whom, before causality and padding take their share.
+
+    A subclass is a frozen dataclass with a ``name``, the definition :meth:`visible`, how it is computed,
+    :meth:`runs`, and what it can promise: ``causal`` (outputs of a prefix do not change when the sequence grows) and
+    ``cross`` (queries and keys may be different sequences). ``has_labels`` says that it was made for one batch,
+    ``by_head`` that heads differ.
+    """
+
+    name = ""
+    causal = True
+    cross = True
+    has_labels = False
+    by_head = False
+
+    @abstractmethod
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        """Return whether query ``i`` may see key ``j``.
+
+        Parameters
+        ----------
+        i, j
+            Positions in their sequences, counted from 0; tensors or arrays of any shapes that broadcast.
+        n
+            Number of tokens of the sequence; only windows that are shifted at its end ask for it.
+
+        Returns
+        -------
+        Booleans of the common shape; with labels per head ``[heads, *common shape]``.
+        """
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...] | None:
+        """Return the segments and windows by which the pattern is computed, or ``None`` if it has none.
+
+        Parameters
+        ----------
+        layout
+            Where the sequences lie.
+        heads
+            Number of heads.
+        """
+        return None
+
+    def band(self) -> Band | None:
+        """Return the pattern as one window with a prefix, or ``None`` if it has no such form."""
+        return None
+
+    def rule(self, layout: Layout) -> Rule:
+        """Return what says of pairs of tokens whether they are visible."""
+        return self
+
+    def reach(self, n: int) -> float:
+        """Return how many keys a query of a sequence of ``n`` tokens sees at most."""
+        return n
+
+    def shows(self, pairs: Pairs) -> Any:
+        """Return which pairs are visible."""
+        return self.visible(pairs.i, pairs.j, pairs.n)
+
+    def fit(self, size: Sequence[int], heads: int) -> Pattern:
+        """Return the pattern for the tokens of a call, one after the other, if it belongs to such a call.
+
+        Parameters
+        ----------
+        size
+            ``[tokens]`` of packed or ``[batch, length]`` of padded input.
+        heads
+            Number of heads.
+
+        Raises
+        ------
+        ParameterError
+            Its labels are of another size.
+        """
+        return self
+
+    def of(self, tokens: Tensor | slice) -> Pattern:
+        """Return the pattern for some of these tokens; only labels depend on that."""
+        return self
+
+    def __or__(self, other: Pattern) -> Pattern:
+        """Return the union: a key is visible if either pattern shows it."""
+        return Union(self, other)
+
+    def __and__(self, other: Pattern) -> Pattern:
+        """Return the intersection: a key is visible if both patterns show it."""
+        return Intersection(self, other)
+
+
+@dataclass(frozen=True)
+class Pair(Pattern):
+    """Two patterns as one."""
+
+    first: Pattern
+    second: Pattern
+
+    def __post_init__(self) -> None:
+        parts: tuple[object, ...] = (self.first, self.second)
+        if not all(isinstance(part, Pattern) for part in parts):
+            raise TypeError(f"The parts of a {self.name} must be patterns, got {parts!r}.")
+        for name, join in (("causal", all), ("cross", all), ("has_labels", any), ("by_head", any)):
+            both = (getattr(self.first, name), getattr(self.second, name))
+            object.__setattr__(self, name, join(both))
+
+    def _joint(self, runs: Sequence[Run], heads: int) -> list[Run]:
+        """Return the runs in a form that both patterns understand."""
+        return [run.with_heads(heads) for run in runs] if self.by_head else list(runs)
+
+    def fit(self, size: Sequence[int], heads: int) -> Pattern:
+        return replace(self, first=self.first.fit(size, heads), second=self.second.fit(size, heads))
+
+    def of(self, tokens: Tensor | slice) -> Pattern:
+        return replace(self, first=self.first.of(tokens), second=self.second.of(tokens))
+
+
+@dataclass(frozen=True)
+class Union(Pair):
+    """A key is visible if one of two patterns shows it; written ``first | second``.
+
+    Parameters
+    ----------
+    first, second
+        Patterns; unions too.
+    """
+
+    name = "union"
+
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        return self.first.visible(i, j, n) | self.second.visible(i, j, n)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...] | None:
+        band = self.band()
+        if band is not None and (band.left is None or band.left >= 0):
+            return (Run(layout.lengths, band),)
+        first, second = self.first.runs(layout, heads), self.second.runs(layout, heads)
+        if first is None or second is None:
+            return None
+        rule = self.first.rule(layout)
+        return *first, *(replace(run, hides=(*run.hides, rule)) for run in self._joint(second, heads))
+
+    def band(self) -> Band | None:
+        # Every window holds the query itself, so the union of several is again one.
+        first, second = self.first.band(), self.second.band()
+        if first is None or second is None:
+            return None
+        left, right = _widest(first.left, second.left), _widest(first.right, second.right)
+        return Band(left, right, max(first.prefix, second.prefix))
+
+    def rule(self, layout: Layout) -> Rule:
+        return _Both(self.first.rule(layout), self.second.rule(layout), is_union=True)
+
+    def reach(self, n: int) -> float:
+        return min(n, self.first.reach(n) + self.second.reach(n))
+
+
+@dataclass(frozen=True)
+class Intersection(Pair):
+    """A key is visible if two patterns both show it; written ``first & second``.
+
+    Parameters
+    ----------
+    first, second
+        Patterns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> place = torch.arange(4)
+    >>> (Local(2) & Dilated(9, dilation=2)).visible(place[:, None], place).int().tolist()
+    [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]]
+    """
+
+    name = "intersection"
+
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        return self.first.visible(i, j, n) & self.second.visible(i, j, n)
+
+    def runs(self, layout: Layout, heads: int) -> tuple[Run, ...] | None:
+        narrow, wide = self.first, self.second
+        if wide.reach(layout.max_len) < narrow.reach(layout.max_len):
+            narrow, wide = wide, narrow
+        runs, rule = narrow.runs(layout, heads), wide.rule(layout)
+        if runs is None:
+            return None
+        return tuple(replace(run, keeps=(*run.keeps, rule)) for run in self._joint(runs, heads))
+
+    def rule(self, layout: Layout) -> Rule:
+        return _Both(self.first.rule(layout), self.second.rule(layout), is_union=False)
+
+    def reach(self, n: int) -> float:
+        return min(self.first.reach(n), self.second.reach(n))
+
+
+@dataclass(frozen=True)
+class _Both(Rule):
+    """Two rules as one."""
+
+    first: Rule
+    second: Rule
+    is_union: bool
+
+    def shows(self, pairs: Pairs) -> Any:
+        """Return what one of them shows, or both."""
+        first, second = self.first.shows(pairs), self.second.shows(pairs)
+        return first | second if self.is_union else first & second
+
+
+def _widest(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else max(first, second)
