@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor
 
 from seqattn.attention.layout import Layout
@@ -315,7 +315,7 @@ class Segments(Pattern):
     [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 1], [0, 0, 1, 1]]
     """
 
-    labels: Int[Tensor, "..."]
+    labels: Shaped[Tensor, "..."]
     window: int | None = None
 
     name = "segments"

@@ -7,7 +7,19 @@ import torch
 from attention.calls import LAYOUTS, PATTERNS, Way, call, gradients, largest_error, sequences
 from attention.oracle import VISIBLE, Ragged
 
-from seqattn.attention import Dense, KeyBias, Layout, Local, Prefix, attend, explain
+from seqattn.attention import (
+    Blocked,
+    Dense,
+    Dilated,
+    KeyBias,
+    Layout,
+    Local,
+    Neighborhood,
+    Prefix,
+    Segments,
+    attend,
+    explain,
+)
 from seqattn.attention.pattern import Union
 from seqattn.attention.tiles import BLOCK, SMALL_BLOCK
 from seqattn.errors import BackendError, ParameterError
@@ -131,13 +143,68 @@ def test_the_window_kernel_is_taken_and_says_what_it_cannot_do():
     reasons = {one.kernel: one.refusals for one in explain(shape, shape, shape, pattern=pattern).candidates}
     assert reasons["sdpa"] == reasons["plain"] == ("pattern 'union' is not supported",)
     q = torch.zeros(shape)
-    for unknown in (Local(3) | Dense(), Prefix(1) | Prefix(2)):
-        with pytest.raises(BackendError, match="of the unions, only those with a Local"):
-            attend(q, q, q, pattern=unknown, kernel="window")
     with pytest.raises(BackendError, match="pattern 'dense' is not supported"):
         attend(q, q, q, kernel="window")
+    with pytest.raises(BackendError, match="keys of another sequence are not supported"):
+        attend(q[:, :, :9], q, q, pattern=Local(3), kernel="window")
     assert isinstance(pattern, Union)
-    assert attend(q[:, :, :9], q[:, :, :9], q[:, :, :9], pattern=Prefix(1)).stats["kernel"] == "reference"
+
+
+def test_what_a_pattern_cannot_promise_is_refused():
+    q = torch.zeros(1, 1, 9, 4)
+    with pytest.raises(ParameterError, match="'neighborhood' has no meaning with causal=True"):
+        attend(q, q, q, pattern=Neighborhood(3), causal=True)
+    with pytest.raises(ParameterError, match="'union' has no meaning with causal=True"):
+        attend(q, q, q, pattern=Neighborhood(3) | Local(2), causal=True)
+    with pytest.raises(ParameterError, match="'dilated' has no meaning with other keys"):
+        attend(q[:, :, :3], q, q, pattern="dilated")
+    with pytest.raises(
+        ParameterError, match=r"labels of Segments must be of shape \[1, 9\] or \[1, 9, 1\], got \[9\]"
+    ):
+        attend(q, q, q, pattern=Segments(torch.zeros(9, dtype=torch.int64)))
+    with pytest.raises(
+        ParameterError, match=r"must be whole numbers, one per token, got torch.float32 of shape \[9\]"
+    ):
+        Segments(torch.zeros(9))
+    with pytest.raises(ParameterError, match="size of Neighborhood must be odd, got 4. Try 5"):
+        Neighborhood(4)
+
+
+def test_equal_patterns_give_equal_results():
+    """What must not matter does not: one label for all, dilation 1, a union with itself, an intersection with dense."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(150, 2, 4, generator=draw, dtype=torch.float64) for _ in range(3))
+    layout = Layout.of([90, 60])
+    one = torch.zeros(150, 2, dtype=torch.int64)
+    same = [
+        (Segments(one), Dense()),
+        (Segments(one, window=7), Local(7, 7)),
+        (Dilated(9, 4, dilation=1), Local(9, 4)),
+        (Local(5, 3) | Local(5, 3), Local(5, 3)),
+        (Segments(one, window=7) | Dilated(7, 7, dilation=1), Local(7, 7)),
+        (Dense() & Dilated(3, dilation=5), Dilated(3, dilation=5)),
+        (Dense() | Dilated(3, dilation=5), Dense()),
+        (Blocked(200, 0), Dense()),
+        (Neighborhood(201), Dense()),
+        (Prefix(100), Dense()),
+        (Segments(torch.arange(150)), Local(0)),
+    ]
+    for first, second in same:
+        for causal in {False, first.causal and second.causal}:
+            found, wanted = (
+                attend(q, k, v, layout=layout, pattern=one, causal=causal).output for one in (first, second)
+            )
+            assert largest_error([found], [wanted]) < 1e-12, (first, causal)
+
+
+def test_bidirectional_segments_do_not_know_the_order_of_their_tokens():
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(80, 2, 4, generator=draw, dtype=torch.float64) for _ in range(3))
+    labels, mixed = torch.randint(0, 5, (80,), generator=draw), torch.randperm(80, generator=draw)
+    way = {"layout": Layout.of([80])}
+    found = attend(q, k, v, pattern=Segments(labels), **way).output[mixed]
+    moved = attend(q[mixed], k[mixed], v[mixed], pattern=Segments(labels[mixed]), **way).output
+    assert largest_error([found], [moved]) < 1e-12
 
 
 def test_numbers_of_keys_are_checked():
