@@ -34,7 +34,7 @@ $(VENV)/.plot: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.plot ## Tune the main model on embedded real data: a table of figures and plots in runs/demo
-	$(BIN)/seqattn tune hawkes --trials $(TRIALS) --workers $(JOBS) --output runs/demo
+	$(BIN)/seqattn tune hawkes --trials $(TRIALS) --workers $(JOBS) --set epochs=12 --output runs/demo
 
 lint: $(VENV)/.dev ## Check style, format and import directions
 	$(BIN)/ruff check .
