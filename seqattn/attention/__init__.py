@@ -6,6 +6,7 @@ from seqattn.attention.biases import KeyBias
 from seqattn.attention.call import attend, backends, explain
 from seqattn.attention.kernel import Attention
 from seqattn.attention.layout import Layout
+from seqattn.attention.pattern import HeadMix
 from seqattn.attention.patterns import Blocked, Dense, Dilated, Local, Neighborhood, Prefix, Segments
 from seqattn.attention.state import KeyValueState
 
@@ -14,6 +15,7 @@ __all__ = [
     "Blocked",
     "Dense",
     "Dilated",
+    "HeadMix",
     "KeyBias",
     "KeyValueState",
     "Layout",

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seqattn.attention.biases import Bias
+from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.check import centre_bias, check_call, stream_band, stream_refusals
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
-from seqattn.attention.pattern import Pattern
+from seqattn.attention.pattern import HeadMix, Pattern
 from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
 from seqattn.attention.reference import Reference
@@ -138,6 +138,8 @@ def attend(
     )
     if state is not None:
         return _stream(problem, state, kernel)
+    if isinstance(problem.pattern, HeadMix):
+        return _joined([_run(part, _choose(part, kernel)) for part in _by_heads(problem, problem.pattern)])
     return _run(problem, _choose(problem, kernel))
 
 
@@ -258,11 +260,52 @@ def explain(
         return Explanation(
             None if reasons else "stream", problem.words(), (Candidate("stream", None, tuple(reasons)),)
         )
+    if isinstance(problem.pattern, HeadMix):
+        found = [_explained(part, kernel) for part in _by_heads(problem, problem.pattern)]
+        names = [one.kernel for one in found]
+        joined = None if None in names else " and ".join(dict.fromkeys(map(str, names)))
+        text = "\n".join([problem.words(), *(one.call for one in found)])
+        return Explanation(joined, text, tuple(candidate for one in found for candidate in one.candidates))
+    return _explained(problem, kernel)
+
+
+def _explained(problem: Problem, kernel: str) -> Explanation:
     candidates = [_candidate(one, problem) for one in KERNELS.values()]
     candidates.sort(key=lambda one: math.inf if one.cost is None else one.cost)
     wanted = KERNELS if kernel == "auto" else {_named(kernel).name}
     able = [one.kernel for one in candidates if one.cost is not None and one.kernel in wanted]
     return Explanation(able[0] if able else None, problem.words(), tuple(candidates))
+
+
+def _by_heads(problem: Problem, pattern: HeadMix) -> list[Problem]:
+    """Return one call per part of the heads."""
+    groups = problem.q.shape[1] // problem.k.shape[1]
+    k, v = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (problem.k, problem.v))
+    parts = []
+    for heads, part in pattern.slices():
+        bias = problem.bias
+        if bias is not None and bias.values.shape[1] > 1:
+            bias = KeyBias(bias.values[:, heads])
+        parts.append(
+            replace(problem, q=problem.q[:, heads], k=k[:, heads], v=v[:, heads], bias=bias, pattern=part)
+        )
+    return parts
+
+
+def _joined(parts: list[Attention]) -> Attention:
+    """Return the results of parts of the heads as one."""
+    finite = [part.stats["finite"] for part in parts]
+    stats = {
+        "kernel": " and ".join(dict.fromkeys(part.stats["kernel"] for part in parts)),
+        "finite": None if None in finite else all(finite),
+    }
+    lse, weights = ([getattr(part, name) for part in parts] for name in ("lse", "weights"))
+    return Attention(
+        torch.cat([part.output for part in parts], 1),
+        None if weights[0] is None else torch.cat(weights, 1),
+        None if lse[0] is None else torch.cat(lse, 1),
+        stats,
+    )
 
 
 def _run(problem: Problem, kernel: Kernel) -> Attention:

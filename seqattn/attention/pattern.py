@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seqattn.attention.layout import Layout
 from seqattn.attention.tiles import Band, Pairs, Rule, Run
+from seqattn.errors import ParameterError
 
-__all__ = ["Intersection", "Pair", "Pattern", "Union"]
+__all__ = ["HeadMix", "Intersection", "Pair", "Pattern", "Union"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class Intersection(Pair):
     Examples
     --------
     >>> import torch
+    >>> from seqattn.attention import Dilated, Local
     >>> place = torch.arange(4)
     >>> (Local(2) & Dilated(9, dilation=2)).visible(place[:, None], place).int().tolist()
     [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]]
@@ -207,6 +211,74 @@ class Intersection(Pair):
 
     def reach(self, n: int) -> float:
         return min(self.first.reach(n), self.second.reach(n))
+
+
+@dataclass(frozen=True)
+class HeadMix(Pattern):
+    """Heads with patterns of their own: the first ones have the first pattern, and so on.
+
+    Parameters
+    ----------
+    parts
+        Pairs of a number of heads and their pattern; the numbers add up to all heads.
+
+    Raises
+    ------
+    ParameterError
+        There is no part, or a number of heads is below 1.
+
+    References
+    ----------
+    Roy et al. (2020), Efficient content-based sparse attention with routing transformers, section 4.1: half of the
+    heads local, half routing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from seqattn.attention import Dense, Local
+    >>> place = torch.arange(3)
+    >>> HeadMix(((1, Local(0)), (1, Dense()))).visible(place[:, None], place).int().tolist()
+    [[[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 1, 1], [1, 1, 1], [1, 1, 1]]]
+    """
+
+    parts: tuple[tuple[int, Pattern], ...]
+
+    name = "head mix"
+    by_head = True
+
+    def __post_init__(self) -> None:
+        counts = [count for count, _ in self.parts]
+        if not counts or min(counts) < 1:
+            raise ParameterError(
+                f"HeadMix needs pairs of a number of heads, 1 or more, and a pattern, got {self.parts!r}."
+            )
+        kinds = [pattern for _, pattern in self.parts]
+        for name, join in (("causal", all), ("cross", all), ("has_labels", any)):
+            object.__setattr__(self, name, join(getattr(kind, name) for kind in kinds))
+
+    def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        shown = []
+        for count, pattern in self.parts:
+            one = pattern.visible(i, j, n)
+            labelled = pattern.by_head
+            shown.append(one if labelled else one.expand(count, *one.shape))
+        return torch.cat(shown)
+
+    def slices(self) -> list[tuple[slice, Pattern]]:
+        """Return which heads have which pattern."""
+        ends = list(accumulate(count for count, _ in self.parts))
+        return [
+            (slice(end - count, end), pattern) for end, (count, pattern) in zip(ends, self.parts, strict=True)
+        ]
+
+    def fit(self, size: Sequence[int], heads: int) -> HeadMix:
+        total = sum(count for count, _ in self.parts)
+        if total != heads:
+            raise ParameterError(f"The parts of HeadMix have {total} heads, and the call has {heads}.")
+        return replace(self, parts=tuple((count, pattern.fit(size, count)) for count, pattern in self.parts))
+
+    def of(self, tokens: Tensor | slice) -> HeadMix:
+        return replace(self, parts=tuple((count, pattern.of(tokens)) for count, pattern in self.parts))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from seqattn.attention import (
     Blocked,
     Dense,
     Dilated,
+    HeadMix,
     KeyBias,
     Layout,
     Local,
@@ -59,6 +60,9 @@ PATTERNS = {
     "segments or prefix": lambda n, h: Segments(labels(n, h), window=1) | Prefix(2),
     "two prefixes": lambda n, h: Prefix(2) | Prefix(3),
     "local in segments": lambda n, h: Local(9) & Segments(labels(n)),
+    "half and half": lambda n, h: HeadMix(
+        tuple((1, Local(1, 1) | Prefix(2) if head % 2 else Local(3)) for head in range(h))
+    ),
     "dilated in segments per head": lambda n, h: Dilated(4, dilation=3) & Segments(labels(n, h), window=3),
 }
 

@@ -59,6 +59,7 @@ VISIBLE = {
     "segments or prefix": lambda i, j, n, h: near(i, j, lambda x: head_label(x, h % 2), 1) or j < 2,
     "two prefixes": lambda i, j, n, h: j < 3,
     "local in segments": lambda i, j, n, h: i - 9 <= j <= i and label(i) == label(j),
+    "half and half": lambda i, j, n, h: i - 3 <= j <= i if h % 2 == 0 else j < 2 or abs(i - j) <= 1,
     "dilated in segments per head": lambda i, j, n, h: (
         (i - j) % 3 == 0 and 0 <= i - j <= 12 and near(i, j, lambda x: head_label(x, h % 2), 3)
     ),

@@ -11,6 +11,7 @@ from seqattn.attention import (
     Blocked,
     Dense,
     Dilated,
+    HeadMix,
     KeyBias,
     Layout,
     Local,
@@ -166,6 +167,10 @@ def test_what_a_pattern_cannot_promise_is_refused():
         ParameterError, match=r"must be whole numbers, one per token, got torch.float32 of shape \[9\]"
     ):
         Segments(torch.zeros(9))
+    with pytest.raises(ParameterError, match="parts of HeadMix have 3 heads, and the call has 1"):
+        attend(q, q, q, pattern=HeadMix(((1, Dense()), (2, Local(1)))))
+    with pytest.raises(ParameterError, match="a number of heads, 1 or more"):
+        HeadMix(((0, Dense()),))
     with pytest.raises(ParameterError, match="size of Neighborhood must be odd, got 4. Try 5"):
         Neighborhood(4)
 
@@ -188,6 +193,7 @@ def test_equal_patterns_give_equal_results():
         (Neighborhood(201), Dense()),
         (Prefix(100), Dense()),
         (Segments(torch.arange(150)), Local(0)),
+        (HeadMix(((1, Local(5)), (1, Local(5)))), Local(5)),
     ]
     for first, second in same:
         for causal in {False, first.causal and second.causal}:
