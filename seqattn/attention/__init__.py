@@ -8,6 +8,7 @@ from seqattn.attention.kernel import Attention
 from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import HeadMix
 from seqattn.attention.patterns import Blocked, Dense, Dilated, Local, Neighborhood, Prefix, Segments
+from seqattn.attention.routing import Router, Routing
 from seqattn.attention.state import KeyValueState
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Local",
     "Neighborhood",
     "Prefix",
+    "Router",
+    "Routing",
     "Segments",
     "attend",
     "backends",

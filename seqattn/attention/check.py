@@ -11,8 +11,8 @@ from torch import Tensor
 from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.kernel import NEEDS, Problem
 from seqattn.attention.layout import Layout
+from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
-from seqattn.attention.patterns import as_pattern
 from seqattn.attention.tiles import Band
 from seqattn.errors import ParameterError, suggest
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.tiles import Band, Front, Grid, Pairs, Rule, Run, Shifted
-from seqattn.errors import ParameterError, suggest
+from seqattn.errors import ParameterError
 
 
 @dataclass(frozen=True)
@@ -427,33 +427,3 @@ def _check_count(pattern: str, name: str, value: object, least: int = 0) -> None
         raise ParameterError(
             f"{name} of {pattern} must be a whole number of keys, {least} or more, got {value!r}."
         )
-
-
-PATTERNS: dict[str, type[Pattern]] = {
-    pattern.name: pattern for pattern in (Dense, Local, Neighborhood, Blocked, Dilated)
-}
-"""The short strings that stand for a pattern with its default parameters."""
-
-
-def as_pattern(pattern: str | Pattern) -> Pattern:
-    """Return the pattern that a short string stands for; pattern objects pass through.
-
-    Parameters
-    ----------
-    pattern
-        A pattern object, or one of the names ``"dense"``, ``"local"``, ``"neighborhood"``, ``"blocked"`` and
-        ``"dilated"``.
-
-    Raises
-    ------
-    ParameterError
-        No pattern has this name.
-    """
-    if isinstance(pattern, Pattern):
-        return pattern
-    if pattern not in PATTERNS:
-        known = ", ".join(repr(name) for name in PATTERNS)
-        raise ParameterError(
-            f"There is no attention pattern {pattern!r}. Patterns: {known}.{suggest(pattern, PATTERNS)}"
-        )
-    return PATTERNS[pattern]()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqattn.attention import Layout, attend
 from seqattn.attention.biases import Bias
-from seqattn.attention.patterns import as_pattern
+from seqattn.attention.named import as_pattern
 from seqattn.data.batches import EventBatch
 from seqattn.hawkes.model import SelfAttentiveHawkes
 from seqattn.nn.blocks import Encoder, EncoderBlock, SelfAttention

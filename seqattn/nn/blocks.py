@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from seqattn.attention import KeyBias, KeyValueState, Layout, attend
 from seqattn.attention.biases import Bias
+from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
+from seqattn.attention.routing import Router, bind, routings
 from seqattn.errors import ParameterError
 
 
@@ -42,6 +44,11 @@ class SelfAttention(nn.Module):
         self.inputs = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)
         self.log_decay = nn.Parameter(torch.linspace(-3, 0, n_heads)) if time_decay else None
+        width = d_model // n_heads
+        self.routers = nn.ModuleList(
+            Router(heads, routing.clusters, width)
+            for routing, heads in routings(as_pattern(pattern), n_heads)
+        )
 
     def forward(
         self,
@@ -52,7 +59,10 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         """Return the attended tokens, ``x`` being the sequences that ``layout`` delimits end to end."""
         q, k, v = self.inputs(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
-        seen = attend(q, k, v, pattern=self.pattern, causal=causal, layout=layout, bias=bias)
+        pattern = self.pattern
+        if len(self.routers):
+            pattern = bind(as_pattern(pattern), q, iter(cast(Iterable[Router], self.routers)))
+        seen = attend(q, k, v, pattern=pattern, causal=causal, layout=layout, bias=bias)
         return self.output(seen.output.reshape(x.shape))
 
     def step(

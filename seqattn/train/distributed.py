@@ -151,6 +151,22 @@ class Processes:
                 (_Outcome(error=error) if rank == self.rank else outcome).result()
         return sums
 
+    def add(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sums of tensors over the processes.
+
+        Parameters
+        ----------
+        tensors
+            Floating point tensors of one type; of equal shapes in all processes.
+        """
+        if self.size == 1:
+            return list(tensors)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        with _connected():
+            dist.all_reduce(flat)
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
     def reduce_gradients(
         self, parameters: Sequence[torch.nn.Parameter], total: Float[Tensor, ""], count: float | int
     ) -> Float[Tensor, ""]:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from seqattn.attention.routing import update_routers
 from seqattn.errors import ArtifactError, DataError, SeqattnError
 from seqattn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from seqattn.train.distributed import processes
@@ -366,6 +367,7 @@ def _train(run: _Run, batches: Any, number: int) -> tuple[_Sums, float]:
             run.optimiser.zero_grad(set_to_none=True)
             loss = gradient(run, batch)
             sums.add(loss, _step(run, rate))
+            update_routers(run.module, run.processes.add)
     sums.read()
     return sums, rate
 

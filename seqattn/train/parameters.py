@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seqattn.attention import pattern, patterns
+from seqattn.attention import pattern, patterns, routing
 from seqattn.attention.pattern import Pattern
 from seqattn.errors import ArtifactError
 from seqattn.train.artifact import decode_label, encode_label
@@ -57,6 +57,6 @@ def decode_parameter(value: Mapping[str, Any]) -> Any:
     if "list" in value:
         return [decode_parameter(item) for item in value["list"]]
     if "pattern" in value:
-        kinds = {**vars(pattern), **vars(patterns)}
+        kinds = {**vars(pattern), **vars(patterns), **vars(routing)}
         return kinds[value["pattern"]](**decode_parameter(value["fields"]))
     return decode_label(value["label"])
