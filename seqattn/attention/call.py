@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seqattn.attention.biases import Bias, KeyBias
-from seqattn.attention.check import centre_bias, check_call, stream_band, stream_refusals
+from seqattn.attention.check import centre_bias, check_call, stream_refusals
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
@@ -20,7 +20,7 @@ from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
 from seqattn.attention.reference import Reference
 from seqattn.attention.sdpa import Fused
-from seqattn.attention.state import KeyValueState
+from seqattn.attention.state import KeyValueState, NewTokens
 from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
 
@@ -138,9 +138,7 @@ def attend(
     )
     if state is not None:
         return _stream(problem, state, kernel)
-    if isinstance(problem.pattern, HeadMix):
-        return _joined([_run(part, _choose(part, kernel)) for part in _by_heads(problem, problem.pattern)])
-    return _run(problem, _choose(problem, kernel))
+    return _solve(problem, kernel)
 
 
 def backends() -> dict[str, Capability]:
@@ -308,6 +306,13 @@ def _joined(parts: list[Attention]) -> Attention:
     )
 
 
+def _solve(problem: Problem, kernel: str) -> Attention:
+    """Return the result of the named or the cheapest kernel, or of one per part of the heads."""
+    if isinstance(problem.pattern, HeadMix):
+        return _joined([_run(part, _choose(part, kernel)) for part in _by_heads(problem, problem.pattern)])
+    return _run(problem, _choose(problem, kernel))
+
+
 def _run(problem: Problem, kernel: Kernel) -> Attention:
     """Return the result of a kernel, with what is not finite kept to the rows that see it."""
     result = kernel.run(problem)
@@ -320,13 +325,20 @@ def _stream(problem: Problem, state: KeyValueState, kernel: str) -> Attention:
     if reasons:
         raise BackendError(f"A call with state cannot be run: {'; '.join(reasons)}.")
     bias = None if problem.bias is None else problem.bias.values
-    state.prepare(problem.k, problem.v, bias, stream_band(problem))
+    new = NewTokens(problem.k, problem.v, bias, _marks(problem), problem.lengths)
+    state.prepare(new, problem.pattern)
     if problem.queries > 1 and not state.count.any():
-        result = _run(centred := centre_bias(problem), _choose(centred, "auto"))
-        state.append(problem.k, problem.v, bias, problem.lengths)
+        result = _solve(centre_bias(problem), "auto")
+        state.append(new)
         return replace(result, state=state)
-    output = state.attend(problem.q, problem.k, problem.v, bias, problem.lengths, problem.scale)
+    output = state.attend(problem.q, new, problem.scale)
     return Attention(output, stats={"kernel": "stream", "finite": None}, state=state)
+
+
+def _marks(problem: Problem) -> Tensor | None:
+    """Return the labels of new tokens, ``[rows, labels, new]``."""
+    marks = problem.pattern.marks()
+    return torch.cat(marks, 1).unflatten(0, (problem.batch, -1)).transpose(1, 2) if marks else None
 
 
 def _choose(problem: Problem, name: str) -> Kernel:

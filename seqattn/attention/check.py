@@ -12,8 +12,7 @@ from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.kernel import NEEDS, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.named import as_pattern
-from seqattn.attention.pattern import Pattern
-from seqattn.attention.tiles import Band
+from seqattn.attention.pattern import HeadMix, Pattern
 from seqattn.errors import ParameterError, suggest
 
 
@@ -86,13 +85,13 @@ def check_call(
 
 def stream_refusals(problem: Problem, kernel: str) -> list[str]:
     """Return why a call cannot go on from a state; empty if it can."""
-    band = problem.pattern.band()
+    pattern = problem.pattern
     known = {
         "packed input is not supported, rows are [rows, heads, new tokens, dim]": problem.layout is not None,
         "causal=True is needed": not problem.causal,
         "keys of other sequences are not supported": problem.cross,
         "key_mask is not supported": problem.key_mask is not None,
-        f"pattern {problem.pattern.name!r} is not supported": band is None or band.left == -1,
+        "labels in a HeadMix are not supported": isinstance(pattern, HeadMix) and pattern.has_labels,
         f"{problem.q.dtype} is not supported": problem.q.dtype not in (torch.float32, torch.float64),
         f"need={problem.need!r} is not supported": problem.need != "output",
         "dropout > 0 is not supported": problem.dropout > 0,
@@ -100,14 +99,6 @@ def stream_refusals(problem: Problem, kernel: str) -> list[str]:
         "there are no gradients through a state, use torch.no_grad()": problem.training,
     }
     return [reason for reason, holds in known.items() if holds]
-
-
-def stream_band(problem: Problem) -> Band:
-    """Return the pattern of a call that :func:`stream_refusals` lets pass."""
-    band = problem.pattern.band()
-    if band is None:
-        raise TypeError("Only calls without refusals have a band.")
-    return band
 
 
 def centre_bias(problem: Problem) -> Problem:

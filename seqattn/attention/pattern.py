@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from seqattn.attention.layout import Layout
@@ -66,8 +68,23 @@ class Pattern(Rule):
         """Return the pattern as one window with a prefix, or ``None`` if it has no such form."""
         return None
 
-    def rule(self, layout: Layout) -> Rule:
-        """Return what says of pairs of tokens whether they are visible."""
+    def memory(self) -> Band:
+        """Return the window outside of which no later query sees a key; a window without end keeps everything."""
+        band = self.band()
+        return Band(None, 0) if band is None else Band(band.left, 0, 0 if band.left is None else band.prefix)
+
+    def marks(self) -> list[Tensor]:
+        """Return the labels of its parts, ``[tokens, heads or 1]`` each."""
+        return []
+
+    def rule(self, labels: Iterator[Labels]) -> Rule:
+        """Return what says of pairs of tokens whether they are visible.
+
+        Parameters
+        ----------
+        labels
+            What :meth:`marks` returned, each with the ranks of the tokens.
+        """
         return self
 
     def reach(self, n: int) -> float:
@@ -127,6 +144,9 @@ class Pair(Pattern):
         """Return the runs in a form that both patterns understand."""
         return [run.with_heads(heads) for run in runs] if self.by_head else list(runs)
 
+    def marks(self) -> list[Tensor]:
+        return [*self.first.marks(), *self.second.marks()]
+
     def fit(self, size: Sequence[int], heads: int) -> Pattern:
         return replace(self, first=self.first.fit(size, heads), second=self.second.fit(size, heads))
 
@@ -156,7 +176,7 @@ class Union(Pair):
         first, second = self.first.runs(layout, heads), self.second.runs(layout, heads)
         if first is None or second is None:
             return None
-        rule = self.first.rule(layout)
+        rule = self.first.rule(ranked(self.first, layout))
         return *first, *(replace(run, hides=(*run.hides, rule)) for run in self._joint(second, heads))
 
     def band(self) -> Band | None:
@@ -167,8 +187,13 @@ class Union(Pair):
         left, right = _widest(first.left, second.left), _widest(first.right, second.right)
         return Band(left, right, max(first.prefix, second.prefix))
 
-    def rule(self, layout: Layout) -> Rule:
-        return _Both(self.first.rule(layout), self.second.rule(layout), is_union=True)
+    def memory(self) -> Band:
+        first, second = self.first.memory(), self.second.memory()
+        return Band(_widest(first.left, second.left), 0, max(first.prefix, second.prefix))
+
+    def rule(self, labels: Iterator[Labels]) -> Rule:
+        first = self.first.rule(labels)
+        return _Both(first, self.second.rule(labels), is_union=True)
 
     def reach(self, n: int) -> float:
         return min(n, self.first.reach(n) + self.second.reach(n))
@@ -201,13 +226,21 @@ class Intersection(Pair):
         narrow, wide = self.first, self.second
         if wide.reach(layout.max_len) < narrow.reach(layout.max_len):
             narrow, wide = wide, narrow
-        runs, rule = narrow.runs(layout, heads), wide.rule(layout)
+        runs, rule = narrow.runs(layout, heads), wide.rule(ranked(wide, layout))
         if runs is None:
             return None
         return tuple(replace(run, keeps=(*run.keeps, rule)) for run in self._joint(runs, heads))
 
-    def rule(self, layout: Layout) -> Rule:
-        return _Both(self.first.rule(layout), self.second.rule(layout), is_union=False)
+    def memory(self) -> Band:
+        first, second = self.first.memory(), self.second.memory()
+        lefts = [one.left for one in (first, second) if one.left is not None]
+        if not lefts or first.prefix or second.prefix:
+            return Band(_widest(first.left, second.left), 0, max(first.prefix, second.prefix))
+        return Band(min(lefts), 0)
+
+    def rule(self, labels: Iterator[Labels]) -> Rule:
+        first = self.first.rule(labels)
+        return _Both(first, self.second.rule(labels), is_union=False)
 
     def reach(self, n: int) -> float:
         return min(self.first.reach(n), self.second.reach(n))
@@ -264,6 +297,13 @@ class HeadMix(Pattern):
             shown.append(one if labelled else one.expand(count, *one.shape))
         return torch.cat(shown)
 
+    def memory(self) -> Band:
+        memories = [pattern.memory() for _, pattern in self.parts]
+        left = memories[0].left
+        for one in memories[1:]:
+            left = _widest(left, one.left)
+        return Band(left, 0, max(one.prefix for one in memories))
+
     def slices(self) -> list[tuple[slice, Pattern]]:
         """Return which heads have which pattern."""
         ends = list(accumulate(count for count, _ in self.parts))
@@ -293,6 +333,47 @@ class _Both(Rule):
         """Return what one of them shows, or both."""
         first, second = self.first.shows(pairs), self.second.shows(pairs)
         return first | second if self.is_union else first & second
+
+
+class Labels(NamedTuple):
+    """Labels of tokens, and how many earlier tokens of the sequence have the same: ``[tokens, heads or 1]``."""
+
+    label: Tensor
+    rank: Tensor
+
+
+def ranked(pattern: Pattern, layout: Layout) -> Iterator[Labels]:
+    """Return the labels of a pattern for all tokens of a layout, with their ranks.
+
+    Parameters
+    ----------
+    pattern
+        A pattern with or without labels.
+    layout
+        Where the sequences lie.
+    """
+    sequence = torch.from_numpy(np.repeat(np.arange(len(layout)), layout.lengths))
+    for labels in pattern.marks():
+        _, group = labels.unique(return_inverse=True)
+        yield Labels(
+            labels, ranks((group + sequence[:, None] * (int(group.max()) + 1 if len(group) else 1)).T).T
+        )
+
+
+def ranks(labels: Int[Tensor, "*rows tokens"]) -> Int[Tensor, "*rows tokens"]:
+    """Return how many earlier tokens of the row have the same label.
+
+    Parameters
+    ----------
+    labels
+        Labels in the order of time.
+    """
+    ordered, order = labels.sort(dim=-1, stable=True)
+    place = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
+    is_first = torch.ones_like(labels, dtype=torch.bool)
+    is_first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    first = torch.where(is_first, place, 0).cummax(-1).values if labels.shape[-1] else place
+    return torch.zeros_like(place).scatter(-1, order, place - first)
 
 
 def _widest(first: int | None, second: int | None) -> int | None:

@@ -5,7 +5,7 @@ A pattern is part of the model and is chosen by the user; how it is computed is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from seqattn.attention.layout import Layout
-from seqattn.attention.pattern import Pattern
+from seqattn.attention.pattern import Labels, Pattern, ranks
 from seqattn.attention.tiles import Band, Front, Grid, Pairs, Rule, Run, Shifted
 from seqattn.errors import ParameterError
 
@@ -186,6 +186,9 @@ class Blocked(Pattern):
     def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
         return (Run(layout.lengths, Grid(self.size, self.halo)),)
 
+    def memory(self) -> Band:
+        return Band(self.size - 1 + self.halo, 0)
+
     def reach(self, n: int) -> float:
         return min(n, self.size + 2 * self.halo)
 
@@ -240,6 +243,9 @@ class Dilated(Pattern):
         order, lengths = by_label(layout, phase)
         return (Run(lengths, Band(self.left, self.right), order),)
 
+    def memory(self) -> Band:
+        return Band(self.left * self.dilation, 0)
+
     def reach(self, n: int) -> float:
         return min(-(-n // self.dilation), self.left + self.right + 1)
 
@@ -283,6 +289,9 @@ class Prefix(Pattern):
 
     def band(self) -> Band:
         return Band(-1, 0, self.n)
+
+    def memory(self) -> Band:
+        return Band(0, 0, self.n)
 
     def reach(self, n: int) -> float:
         return min(n, self.n)
@@ -338,7 +347,7 @@ class Segments(Pattern):
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         labels = self.labels.movedim(-1, 0) if self.labels.dim() == 2 else self.labels[None]
-        found = [_alike(row[i] == row[j], _ranks(row)[i], _ranks(row)[j], self.window) for row in labels]
+        found = [_alike(row[i] == row[j], ranks(row)[i], ranks(row)[j], self.window) for row in labels]
         return found[0] if self.labels.dim() == 1 else torch.stack(found)
 
     def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
@@ -346,14 +355,11 @@ class Segments(Pattern):
         order, lengths = by_label(layout, labels)
         return (Run(lengths, Band(self.window, self.window), order, by_head=labels.ndim == 2),)
 
-    def rule(self, layout: Layout) -> Rule:
-        order, lengths = by_label(layout, self.labels.cpu().numpy())
-        group, rank = np.empty_like(order), np.empty_like(order)
-        group[order] = np.repeat(np.arange(len(lengths)), lengths)
-        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        heads = 1 if self.labels.dim() == 1 else self.labels.shape[1]
-        groups, ranks = (torch.from_numpy(x).view(-1, heads) for x in (group, rank))
-        return _Labelled(groups, ranks, self.window)
+    def marks(self) -> list[Tensor]:
+        return [self.labels if self.labels.dim() == 2 else self.labels[:, None]]
+
+    def rule(self, labels: Iterator[Labels]) -> Rule:
+        return _Labelled(*next(labels), self.window)
 
     def fit(self, size: Sequence[int], heads: int) -> Segments:
         shape = tuple(self.labels.shape)
@@ -392,34 +398,23 @@ def by_label(layout: Layout, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return order, np.diff(begins, append=len(order))
 
 
-def _ranks(labels: Tensor) -> Tensor:
-    """Return how many earlier tokens have the same label."""
-    order = labels.argsort(stable=True)
-    ordered = labels[order]
-    place = torch.arange(len(labels), device=labels.device)
-    begins = torch.ones_like(ordered, dtype=torch.bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    first = torch.where(begins, place, 0).cummax(0).values if len(labels) else place
-    return torch.empty_like(place).index_copy(0, order, place - first)
-
-
 def _alike(same: Tensor, i: Tensor, j: Tensor, window: int | None) -> Tensor:
     return same if window is None else same & ((i - j).abs() <= window)
 
 
 @dataclass(frozen=True, eq=False)
 class _Labelled(Rule):
-    """Segments as a rule on pairs of tokens, by the segment and the rank in it: ``[tokens, heads or 1]``."""
+    """Segments as a rule on pairs of tokens of one sequence, by label and rank."""
 
-    group: Tensor
+    label: Tensor
     rank: Tensor
     window: int | None
 
     def shows(self, pairs: Pairs) -> Tensor:
         """Return which of the pairs have one label and are near enough."""
-        head = pairs.head if self.group.shape[1] > 1 else 0
+        head = pairs.head if self.label.shape[1] > 1 else 0
         i, j = (pairs.query, head), (pairs.key, head)
-        return _alike(self.group[i] == self.group[j], self.rank[i], self.rank[j], self.window)
+        return _alike(self.label[i] == self.label[j], self.rank[i], self.rank[j], self.window)
 
 
 def _check_count(pattern: str, name: str, value: object, least: int = 0) -> None:

@@ -126,13 +126,14 @@ class Router(nn.Module):
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def forward(self, q: Float[Tensor, "tokens heads dim"]) -> Int[Tensor, "tokens heads"]:
+    def forward(self, q: Float[Tensor, "*tokens heads dim"]) -> Int[Tensor, "*tokens heads"]:
         """Return the number of the cluster of each token in each head."""
         points = nn.functional.normalize(q.detach().to(self.centroids.dtype), dim=-1)
-        labels = torch.einsum("thd,hcd->thc", points, self.centroids).argmax(-1)
+        labels = torch.einsum("...hd,hcd->...hc", points, self.centroids).argmax(-1)
         # In a backward pass this is a recomputation of a call that was counted before.
         if self.training and torch._C._current_graph_task_id() == -1:
-            self._seen.append((points, labels))
+            heads, _, dim = self.centroids.shape
+            self._seen.append((points.reshape(-1, heads, dim), labels.reshape(-1, heads)))
         return labels
 
     @torch.no_grad()
@@ -213,7 +214,7 @@ def routings(pattern: Pattern, heads: int) -> Iterator[tuple[Routing, int]]:
             yield from routings(part, count)
 
 
-def bind(pattern: Pattern, q: Float[Tensor, "tokens heads dim"], routers: Iterator[Router]) -> Pattern:
+def bind(pattern: Pattern, q: Float[Tensor, "*tokens heads dim"], routers: Iterator[Router]) -> Pattern:
     """Return the pattern with every routing replaced by the segments that its router finds.
 
     Parameters
@@ -231,7 +232,7 @@ def bind(pattern: Pattern, q: Float[Tensor, "tokens heads dim"], routers: Iterat
         first = bind(pattern.first, q, routers)
         return replace(pattern, first=first, second=bind(pattern.second, q, routers))
     if isinstance(pattern, HeadMix):
-        bound = [bind(part, q[:, heads], routers) for heads, part in pattern.slices()]
+        bound = [bind(part, q[..., heads, :], routers) for heads, part in pattern.slices()]
         counts = [count for count, _ in pattern.parts]
         return replace(pattern, parts=tuple(zip(counts, bound, strict=True)))
     return pattern

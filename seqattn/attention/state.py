@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seqattn.attention.tiles import Band
+from seqattn.attention.pattern import HeadMix, Labels, Pattern, ranks
+from seqattn.attention.tiles import Band, Pairs
 from seqattn.errors import ParameterError
 
 # Numbers of scores in one piece of a call with several new tokens per row.
 PIECE_SIZE = 2**24
 
 
+class NewTokens(NamedTuple):
+    """What a call brings: keys and values ``[rows, heads, new, dim]``, biases ``[rows, heads or 1, new]``, labels.
+
+    Labels are ``[rows, all labels of a token, new]``; ``lengths`` says how many tokens of each row exist.
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    marks: Tensor | None
+    lengths: Tensor | None
+
+    def channels(self) -> list[Tensor | None]:
+        """Return what is kept of each token."""
+        return [self.k, self.v, self.bias, self.marks]
+
+    def piece(self, start: int, size: int) -> NewTokens:
+        """Return some of the tokens."""
+        here = slice(start, start + size)
+        k, v, bias, marks = (None if x is None else x[:, :, here] for x in self.channels())
+        if k is None or v is None:
+            raise TypeError("There are always keys and values.")
+        lengths = None if self.lengths is None else (self.lengths - start).clamp(0, k.shape[2])
+        return NewTokens(k, v, bias, marks, lengths)
+
+
 class KeyValueState:
     """Return an empty state: the first call of ``attend`` with it gives it its size.
 
     It holds what :func:`seqattn.attention.attend` needs of the past when a call brings only the new tokens of each
-    sequence. Under a dense pattern it grows with the sequence, its room doubling; under ``Local(left)`` or
-    ``Local(left) | Prefix(n)`` it is a ring of ``n + left + 1`` keys. Rows may have different numbers of tokens.
+    sequence. Under a dense pattern, and under labels, it grows with the sequence, its room doubling; under a window it
+    is a ring: ``n + left + 1`` keys for ``Local(left) | Prefix(n)``, ``left * dilation + 1`` for ``Dilated``. Rows may
+    have different numbers of tokens.
 
     Notes
     -----
@@ -37,7 +66,7 @@ class KeyValueState:
     (True, [1, 1, 1])
     """
 
-    __slots__ = ("_band", "_bias", "_keys", "_values", "count")
+    __slots__ = ("_band", "_bias", "_keys", "_marks", "_pattern", "_values", "count")
 
     count: Int[Tensor, " rows"]
 
@@ -47,6 +76,8 @@ class KeyValueState:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._bias: Tensor | None = None
+        self._marks: Tensor | None = None
+        self._pattern: Pattern | None = None
 
     def __repr__(self) -> str:
         low, high = _ends(self.count)
@@ -92,8 +123,9 @@ class KeyValueState:
             "keys": self._keys[:, :, :used].clone(memory_format=torch.contiguous_format),
             "values": self._values[:, :, :used].clone(memory_format=torch.contiguous_format),
         }
-        if self._bias is not None:
-            found["bias"] = self._bias[:, :, :used].clone(memory_format=torch.contiguous_format)
+        for name, kept in (("bias", self._bias), ("marks", self._marks)):
+            if kept is not None:
+                found[name] = kept[:, :, :used].clone(memory_format=torch.contiguous_format)
         return found
 
     @classmethod
@@ -122,57 +154,58 @@ class KeyValueState:
             tensors[name].clone() for name in ("count", "keys", "values")
         )
         state._bias = tensors["bias"].clone() if "bias" in tensors else None
+        state._marks = tensors["marks"].clone() if "marks" in tensors else None
         return state
 
-    def prepare(self, k: Tensor, v: Tensor, bias: Tensor | None, band: Band) -> None:
+    def prepare(self, new: NewTokens, pattern: Pattern) -> None:
         """Take the sizes of the first call, or check that a further one agrees with it.
 
         Parameters
         ----------
-        k, v
-            New keys and values ``[rows, heads, tokens, dim]``.
-        bias
-            Their biases ``[rows, heads or 1, tokens]``.
-        band
-            The pattern; its right side has no meaning here.
+        new
+            The new tokens.
+        pattern
+            The pattern of the call; what it shows after a query has no meaning here.
 
         Raises
         ------
         ParameterError
             The state was begun with other sizes, another pattern, or with or without a bias.
         """
-        band = Band(band.left, 0, 0 if band.left is None else band.prefix)
+        band, k, v = pattern.memory(), new.k, new.v
         if self._keys is None or self._values is None:
             self._band, self.count = band, torch.zeros(len(k), dtype=torch.int64, device=k.device)
             self._keys, self._values = (x.new_zeros(*x.shape[:2], 0, x.shape[3]) for x in (k, v))
-            self._bias = None if bias is None else bias.new_zeros(*bias.shape[:2], 0, dtype=torch.float64)
-        kept = _kind(self._keys, self._values, self._bias, self._band)
-        given = _kind(k, v, bias, band)
+            self._bias = _empty(new.bias, torch.float64)
+            self._marks = _empty(new.marks, torch.int64)
+        kept = _kind(self._keys, self._values, self._bias, self._marks, self._band)
+        given = _kind(k, v, new.bias, new.marks, band)
+        if self._pattern is not None and not (pattern.has_labels or self._pattern.has_labels):
+            kept["pattern"], given["pattern"] = self._pattern, pattern
         for name, value in given.items():
             if kept[name] != value:
                 raise ParameterError(f"The state was begun with {name} {kept[name]}, got {value}.")
+        self._pattern = pattern
 
-    def append(self, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Tensor | None) -> None:
+    def append(self, new: NewTokens) -> None:
         """Keep new tokens, of each row the first ``lengths`` ones; :meth:`prepare` must have been called.
 
         Parameters
         ----------
-        k, v, bias
-            As for :meth:`prepare`.
-        lengths
-            Number of new tokens per row; ``None`` for all.
+        new
+            The new tokens.
         """
-        size = k.shape[2]
+        size, lengths = new.k.shape[2], new.lengths
         old = self.count
         self.count = old + (size if lengths is None else lengths.to(old.dtype))
         self._reserve(_ends(self.count)[1])
         low, high = _ends(old)
-        pairs = [(self._keys, k), (self._values, v), (self._bias, bias)]
+        both = zip((self._keys, self._values, self._bias, self._marks), new.channels(), strict=True)
+        pairs = [(kept, given) for kept, given in both if kept is not None and given is not None]
         if size == 1 and lengths is None and low == high:
             slot = int(self._slots(old[:1])[0]) if len(old) else 0
-            for kept, new in pairs:
-                if kept is not None and new is not None:
-                    kept[:, :, slot] = new[:, :, 0]
+            for kept, given in pairs:
+                kept[:, :, slot] = given[:, :, 0]
             return
         place = old[:, None] + torch.arange(size, device=old.device)
         stays = place < self.count[:, None]
@@ -181,27 +214,20 @@ class KeyValueState:
             stays = stays & ((place < self._band.prefix) | (place >= last))
         row, token = stays.nonzero(as_tuple=True)
         slots = self._slots(place[row, token])
-        for kept, new in pairs:
-            if kept is not None and new is not None:
-                kept[row, :, slots] = new[row, :, token].to(kept.dtype)
+        for kept, given in pairs:
+            kept[row, :, slots] = given[row, :, token].to(kept.dtype)
 
     def attend(
-        self,
-        q: Float[Tensor, "rows heads new dim"],
-        k: Float[Tensor, "rows key_heads new dim"],
-        v: Float[Tensor, "rows key_heads new value_dim"],
-        bias: Float[Tensor, "rows heads_or_1 new"] | None,
-        lengths: Int[Tensor, " rows"] | None,
-        scale: float,
+        self, q: Float[Tensor, "rows heads new dim"], new: NewTokens, scale: float
     ) -> Float[Tensor, "rows heads new value_dim"]:
         """Keep the new tokens and return what each of them attends to; :meth:`prepare` must have been called.
 
         Parameters
         ----------
-        q, k, v, bias
+        q
+            Their queries.
+        new
             The new tokens.
-        lengths
-            Number of new tokens per row; ``None`` for all.
         scale
             Factor of the scores.
 
@@ -210,17 +236,16 @@ class KeyValueState:
         Their outputs; 0 where there is no token.
         """
         live = None
-        if lengths is not None:
-            live = torch.arange(q.shape[2], device=q.device) < lengths[:, None]
-            q, k, v = (x.masked_fill(~live[:, None, :, None], 0) for x in (q, k, v))
-            bias = None if bias is None else bias.masked_fill(~live[:, None], 0)
-        parts = []
-        piece = self._piece(q, k, v, bias)
-        for start in range(0, max(1, q.shape[2]), piece):
-            here = slice(start, start + piece)
-            new = (k[:, :, here], v[:, :, here], None if bias is None else bias[:, :, here])
-            count = None if lengths is None else (lengths - start).clamp(0, new[0].shape[2])
-            parts.append(self._attend_piece(q[:, :, here], *new, count, scale))
+        if new.lengths is not None:
+            live = torch.arange(q.shape[2], device=q.device) < new.lengths[:, None]
+            q, k, v = (x.masked_fill(~live[:, None, :, None], 0) for x in (q, new.k, new.v))
+            bias = None if new.bias is None else new.bias.masked_fill(~live[:, None], 0)
+            new = new._replace(k=k, v=v, bias=bias)
+        piece = self._piece(q, new.k, new.v, new.bias)
+        parts = [
+            self._attend_piece(q[:, :, start : start + piece], new.piece(start, piece), scale)
+            for start in range(0, max(1, q.shape[2]), piece)
+        ]
         output = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
         return output if live is None else output.masked_fill(~live[:, None, :, None], 0)
 
@@ -237,21 +262,24 @@ class KeyValueState:
         past = self._used()
         return max(1, min(q.shape[2], int(((past * past + 4 * room) ** 0.5 - past) / 2)))
 
-    def _attend_piece(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Tensor | None, scale: float
-    ) -> Tensor:
+    def _attend_piece(self, q: Tensor, new: NewTokens, scale: float) -> Tensor:
         old, before = self.count, self._used()
-        if q.shape[2] == 1:
-            self.append(k, v, bias, lengths)
+        if q.shape[2] == 1 and self._is_band():
+            self.append(new)
             # All slots, empty ones too: in one run through the memory they take a third of the time of a part of them.
             return _attention(q, *self._first(self._room()), self._filled(), scale)
         keys, values, biases = self._first(before)
-        if biases is not None and bias is not None:
-            biases = torch.cat([biases, bias.to(torch.float64)], 2)
-        keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
-        visible = self._visible(old, before, q.shape[2], lengths)
-        self.append(k, v, bias, lengths)
+        if biases is not None and new.bias is not None:
+            biases = torch.cat([biases, new.bias.to(torch.float64)], 2)
+        keys, values = torch.cat([keys, new.k], 2), torch.cat([values, new.v], 2)
+        visible = self._visible(old, before, new)
+        self.append(new)
         return _attention(q, keys, values, biases, visible, scale)
+
+    def _is_band(self) -> bool:
+        """Return whether all that is kept is visible to the next token."""
+        band = None if self._pattern is None else self._pattern.band()
+        return band is not None and band.left != -1
 
     def _filled(self) -> Tensor | None:
         """Return which slots hold a token, for all rows at once where they are alike; ``None`` if all do."""
@@ -261,9 +289,10 @@ class KeyValueState:
         count = self.count[:1] if low == high else self.count
         return (torch.arange(self._room(), device=count.device) < count[:, None])[:, None]
 
-    def _visible(self, count: Tensor, used: int, new: int, lengths: Tensor | None) -> Tensor:
-        """Return which slots, and which new tokens after them, each new token sees."""
-        if lengths is None and _ends(count)[0] == _ends(count)[1]:
+    def _visible(self, count: Tensor, used: int, given: NewTokens) -> Tensor:
+        """Return which slots, and which new tokens after them, each new token sees: ``[rows, (heads,) new, keys]``."""
+        new, lengths = given.k.shape[2], given.lengths
+        if lengths is None and _ends(count)[0] == _ends(count)[1] and self._marks is None:
             count = count[:1]
         slots = torch.arange(used, device=count.device)
         places = slots.expand(len(count), used)
@@ -275,14 +304,38 @@ class KeyValueState:
             places = torch.where(slots < band.prefix, slots, turned)
         added = torch.arange(new, device=count.device)
         own = count[:, None] + added
-        given = torch.full_like(count, new) if lengths is None else lengths
-        exists = torch.cat([slots < count[:, None], added < given[:, None]], 1)
+        fresh = torch.full_like(count, new) if lengths is None else lengths
+        exists = torch.cat([slots < count[:, None], added < fresh[:, None]], 1)
         j = torch.cat([places, own], 1)[:, None]
         i = own[:, :, None]
         seen = exists[:, None] & (j <= i)
         if band is not None and band.left is not None:
             seen = seen & ((i - j <= band.left) | (j < band.prefix))
-        return seen
+        if self._is_band() or self._pattern is None:
+            return seen
+        return seen[:, None] & self._shown(self._pattern, i[:, None], j[:, None], exists, given.marks)
+
+    def _shown(self, pattern: Pattern, i: Tensor, j: Tensor, exists: Tensor, marks: Tensor | None) -> Tensor:
+        """Return what the pattern shows, ``[rows or 1, heads or 1, new, keys]``."""
+        if self._marks is None or marks is None:
+            shown: Tensor = pattern.visible(i, j)
+            return shown[:, :, 0].transpose(0, 1) if isinstance(pattern, HeadMix) else shown
+        rows, _, new, _ = i.shape
+        size = j.shape[-1]
+        # What is in no slot has a label that nobody has.
+        labels = torch.cat([self._marks[:, :, : size - new], marks.to(torch.int64)], 2)
+        labels = labels.masked_fill(~exists[:, None], torch.iinfo(torch.int64).min)
+        each = [x.shape[1] for x in pattern.marks()]
+        found = [
+            Labels(*(x.transpose(1, 2).flatten(0, 1) for x in (part, ranks(part))))
+            for part in labels.split(each, 1)
+        ]
+        first = (torch.arange(rows, device=i.device) * size)[:, None, None, None]
+        query = first + size - new + torch.arange(new, device=i.device)[:, None]
+        key = first + torch.arange(size, device=i.device)
+        head = torch.arange(max(each), device=i.device)[:, None, None]
+        allowed: Tensor = pattern.rule(iter(found)).shows(Pairs(i, j, 0, query, key, head))
+        return allowed
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> KeyValueState:
         state = KeyValueState()
@@ -290,6 +343,8 @@ class KeyValueState:
         state._keys = None if self._keys is None else change(self._keys)
         state._values = None if self._values is None else change(self._values)
         state._bias = None if self._bias is None else change(self._bias)
+        state._marks = None if self._marks is None else change(self._marks)
+        state._pattern = self._pattern
         return state
 
     def _first(self, used: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -329,6 +384,7 @@ class KeyValueState:
         self._keys = _grown(self._keys, grown)
         self._values = _grown(self._values, grown)
         self._bias = None if self._bias is None else _grown(self._bias, grown)
+        self._marks = None if self._marks is None else _grown(self._marks, grown)
 
 
 def _ends(counts: Tensor) -> tuple[int, int]:
@@ -339,7 +395,13 @@ def _ends(counts: Tensor) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _kind(k: Tensor, v: Tensor, bias: Tensor | None, band: Band | None) -> dict[str, object]:
+def _empty(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.new_zeros(*x.shape[:2], 0, dtype=dtype)
+
+
+def _kind(
+    k: Tensor, v: Tensor, bias: Tensor | None, marks: Tensor | None, band: Band | None
+) -> dict[str, object]:
     """Return what all calls with one state must have in common."""
     return {
         "rows": len(k),
@@ -348,6 +410,7 @@ def _kind(k: Tensor, v: Tensor, bias: Tensor | None, band: Band | None) -> dict[
         "type": k.dtype,
         "device": k.device,
         "heads of the bias": None if bias is None else bias.shape[1],
+        "labels of a token": None if marks is None else marks.shape[1],
         "window": band,
     }
 
@@ -362,7 +425,7 @@ def _grown(x: Tensor, size: int) -> Tensor:
 def _attention(
     q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, visible: Tensor | None, scale: float
 ) -> Tensor:
-    """Return attention to these keys; ``visible [rows or 1, queries, keys]``, ``None`` for all."""
+    """Return attention to these keys; ``visible [rows or 1, (heads,) queries, keys]``, ``None`` for all."""
     if 0 in q.shape or 0 in keys.shape:
         return q.new_zeros(*q.shape[:3], values.shape[3])
     add, sees = _added(bias, visible, q.dtype)
@@ -379,14 +442,16 @@ def _added(
     bias: Tensor | None, visible: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return what to add to the scores, and which queries see a key at all; ``None`` for nothing and for all."""
+    if visible is not None and visible.dim() == 3:
+        visible = visible[:, None]
     if bias is None:
         if visible is None:
             return None, None
         zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return zeros.masked_fill_(~visible, -torch.inf)[:, None], visible.any(-1)[:, None, :, None]
+        return zeros.masked_fill_(~visible, -torch.inf), visible.any(-1)[..., None]
     wide = bias[:, :, None]
     if visible is not None:
-        wide = wide.masked_fill(~visible[:, None], -torch.inf)
+        wide = wide.masked_fill(~visible, -torch.inf)
     top = wide.amax(-1, keepdim=True)
     sees = ~top.isneginf()
     return (wide - top.masked_fill(~sees, 0)).to(dtype), sees

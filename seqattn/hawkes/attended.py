@@ -180,10 +180,14 @@ def _mean_of(
 
 
 def _reach(encoder: Encoder, length: int, device: torch.device) -> Bool[Tensor, "queries keys"]:
-    """Return which keys a query may see."""
+    """Return which keys a query may see; with clusters, which differ between layers and heads, all earlier ones."""
     place = torch.arange(length, device=device)
     pattern = as_pattern(_first(encoder).pattern)
-    return pattern.visible(place[:, None], place) & (place[:, None] >= place)
+    earlier = place[:, None] >= place
+    if pattern.by_head:
+        return earlier
+    shown: Tensor = pattern.visible(place[:, None], place)
+    return shown & earlier
 
 
 def _first(encoder: Encoder) -> SelfAttention:

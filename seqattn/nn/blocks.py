@@ -59,11 +59,14 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         """Return the attended tokens, ``x`` being the sequences that ``layout`` delimits end to end."""
         q, k, v = self.inputs(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
-        pattern = self.pattern
-        if len(self.routers):
-            pattern = bind(as_pattern(pattern), q, iter(cast(Iterable[Router], self.routers)))
-        seen = attend(q, k, v, pattern=pattern, causal=causal, layout=layout, bias=bias)
+        seen = attend(q, k, v, pattern=self._bound(q), causal=causal, layout=layout, bias=bias)
         return self.output(seen.output.reshape(x.shape))
+
+    def _bound(self, q: Float[Tensor, "*tokens heads dim"]) -> str | Pattern:
+        """Return the pattern, with the labels that the routers give these queries."""
+        if not len(self.routers):
+            return self.pattern
+        return bind(as_pattern(self.pattern), q, iter(cast(Iterable[Router], self.routers)))
 
     def step(
         self,
@@ -87,7 +90,8 @@ class SelfAttention(nn.Module):
         """
         rows, new, dim = x.shape
         q, k, v = self.inputs(x).view(rows, new, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        seen = attend(q, k, v, pattern=self.pattern, causal=True, bias=bias, lengths=counts, state=state)
+        pattern = self._bound(q.transpose(1, 2))
+        seen = attend(q, k, v, pattern=pattern, causal=True, bias=bias, lengths=counts, state=state)
         return self.output(seen.output.transpose(1, 2).reshape(rows, new, dim))
 
     def decay(self, times: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens heads"] | None:
