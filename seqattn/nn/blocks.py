@@ -59,10 +59,10 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         """Return the attended tokens, ``x`` being the sequences that ``layout`` delimits end to end."""
         q, k, v = self.inputs(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
-        seen = attend(q, k, v, pattern=self._bound(q), causal=causal, layout=layout, bias=bias)
+        seen = attend(q, k, v, pattern=self.bound(q), causal=causal, layout=layout, bias=bias)
         return self.output(seen.output.reshape(x.shape))
 
-    def _bound(self, q: Float[Tensor, "*tokens heads dim"]) -> str | Pattern:
+    def bound(self, q: Float[Tensor, "*tokens heads dim"]) -> str | Pattern:
         """Return the pattern, with the labels that the routers give these queries."""
         if not len(self.routers):
             return self.pattern
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
         """
         rows, new, dim = x.shape
         q, k, v = self.inputs(x).view(rows, new, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        pattern = self._bound(q.transpose(1, 2))
+        pattern = self.bound(q.transpose(1, 2))
         seen = attend(q, k, v, pattern=pattern, causal=True, bias=bias, lengths=counts, state=state)
         return self.output(seen.output.transpose(1, 2).reshape(rows, new, dim))
 

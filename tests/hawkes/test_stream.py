@@ -13,12 +13,15 @@ from hawkes.reference import CROSS, HAWKES, hawkes_data, hawkes_process
 
 import seqattn
 from seqattn import EmpiricalMarkov, PoissonProcess, RenewalProcess
+from seqattn.attention import Dilated, Local, Prefix, Routing
 from seqattn.errors import ArtifactError, DataError, ParameterError
 
 FORMS = {
     "plain": {},
     "all": ADDITIONS,
     "local": LOCAL,
+    "dilated": {"attention": Dilated(3, dilation=2) | Prefix(1)},
+    "routing": {"attention": Routing(3, window=4) | Local(1), "time_decay": True},
     "hidden": {"form": "hidden", "n_decays": 2, "time_decay": True},
     "paper": {"mu_eta_activation": "gelu", "learn_scale": False, "clock": "time", "share_layers": True},
 }
