@@ -15,7 +15,7 @@ from seqattn.train.costs import COSTS
 if TYPE_CHECKING:
     from seqattn.train.search import Outcome
 
-__all__ = ["plot_front", "plot_importance", "plot_parallel", "plot_trials"]
+__all__ = ["plot_bench", "plot_front", "plot_importance", "plot_parallel", "plot_trials"]
 
 # An axis with this many different values shows them at equal distances.
 _FEW = 6
@@ -239,4 +239,39 @@ def plot_front(outcome: Outcome, path: str | Path, objective: str) -> Path:
     axes.set_ylabel(objective)
     axes.legend()
     figure.savefig(Path(path), dpi=120)
+    return Path(path)
+
+
+def plot_bench(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw time over that of the fused dense call, and memory, against the length, and return the path.
+
+    Parameters
+    ----------
+    rows
+        What :func:`seqattn.benchmark.rows` returned.
+    path
+        File that ends in .png, .pdf or .svg.
+
+    Raises
+    ------
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    picture, _ = new_figure()
+    picture.clear()
+    picture.set_size_inches(11, 4.5)
+    axes = picture.subplots(1, 2)
+    for name in dict.fromkeys(row["method"] for row in rows):
+        found = [row for row in rows if row["method"] == name]
+        lengths = [row["length"] for row in found]
+        style = {"color": "black", "linestyle": "--"} if name == rows[0]["method"] else {"marker": "o"}
+        axes[0].plot(lengths, [row["ratio"] for row in found], label=name, **style)
+        axes[1].plot(lengths, [row["peak MB"] for row in found], label=name, **style)
+    lengths = sorted({row["length"] for row in rows})
+    for one, title in zip(axes, ("processor time / that of fused dense", "memory, MB"), strict=True):
+        one.set(xscale="log", yscale="log", xlabel="tokens of a sequence", title=title)
+        one.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        one.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    picture.savefig(Path(path), dpi=120)
     return Path(path)

@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 import seqattn
+from seqattn.cli.attention import attention
 from seqattn.cli.console import (
     Commands,
     example,
@@ -58,6 +59,7 @@ def cli() -> None:
     """Fit, check and tune attention models for sequences and events."""
 
 
+cli.add_command(attention)
 cli.add_command(datasets)
 cli.add_command(reproduce)
 cli.add_command(tune)

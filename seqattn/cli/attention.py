@@ -1,0 +1,135 @@
+"""The commands about attention: which kernel a call takes, and how fast each pattern is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from seqattn.cli.console import example, note, options, picture, show
+from seqattn.errors import ParameterError
+
+__all__ = ["attention"]
+
+
+@click.group(epilog=example("attention explain --pattern local --length 4000"))
+def attention() -> None:
+    """Explain and measure how attention is computed."""
+
+
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    try:
+        found = [int(part) for part in value.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise ParameterError(
+            f"--{(parameter.name or '').removesuffix('s')} must be whole numbers above 0 such as 512,4096, got {value!r}."
+        )
+    return found
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
+    return [name.strip() for name in (value or "").split(",") if name.strip()]
+
+
+_SHAPE = [
+    click.option("--heads", type=click.IntRange(1), default=4, show_default=True, help="Number of heads."),
+    click.option(
+        "--batch", type=click.IntRange(1), default=4, show_default=True, help="Number of sequences."
+    ),
+    click.option(
+        "--causal/--both-sides", default=True, help="Whether later keys are hidden.  [default: causal]"
+    ),
+    click.option(
+        "--backward/--forward", default=True, help="Whether gradients are computed too.  [default: backward]"
+    ),
+]
+
+
+def _shape(command: Any) -> Any:
+    for option in reversed(_SHAPE):
+        command = option(command)
+    return command
+
+
+@attention.command(epilog=example("attention explain --pattern dilated --length 4000"))
+@options()
+@click.option("--pattern", default="dense", show_default=True, help="Name of a pattern.")
+@click.option(
+    "--length", type=click.IntRange(1), default=1024, show_default=True, help="Tokens of a sequence."
+)
+@click.option("--width", type=click.IntRange(1), default=64, show_default=True, help="Width of a head.")
+@_shape
+def explain(
+    pattern: str, length: int, width: int, heads: int, batch: int, causal: bool, backward: bool
+) -> None:
+    """Print which kernel a call takes, and what speaks against each other one."""
+    from seqattn.attention import explain as explained
+
+    shape = (batch, heads, length, width)
+    found = explained(shape, shape, shape, pattern=pattern, causal=causal, training=backward)
+    candidates = [
+        {"kernel": one.kernel, "microseconds": one.cost, "refusals": list(one.refusals)}
+        for one in found.candidates
+    ]
+    show({"kernel": found.kernel, "call": found.call, "candidates": candidates}, str(found))
+
+
+@attention.command(
+    epilog=example("attention bench --length 512,4096 --patterns local,routing --output runs/bench")
+)
+@options()
+@click.option(
+    "--length", "lengths", default="256,1024,4096", show_default=True, metavar="N,N", callback=_numbers,
+    help="Tokens of a sequence.",
+)  # fmt: skip
+@click.option(
+    "--width",
+    "widths",
+    default="64",
+    show_default=True,
+    metavar="D,D",
+    callback=_numbers,
+    help="Width of a head.",
+)
+@click.option(
+    "--patterns", metavar="A,B", callback=_names, help="Patterns and packages.  [default: all there are]"
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each method.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
+@click.option("--output", metavar="DIR", help="Folder for bench.csv, bench.md and bench.png.")
+@_shape
+def bench(
+    lengths: list[int], widths: list[int], patterns: list[str], rounds: int, threads: int, output: str | None,
+    **shape: Any,
+) -> None:  # fmt: skip
+    """Measure time, memory and error of patterns on this machine, beside the fused dense call."""
+    from seqattn import benchmark
+    from seqattn.plots import plot_bench
+    from seqattn.report import table, write_table
+    from seqattn.train.folder import make_folder
+
+    names = benchmark.methods(patterns)
+    cases = [benchmark.Case(length, width, **shape) for width in widths for length in lengths]
+    if output is not None:
+        make_folder(Path(output))
+    records = benchmark.bench(cases, names, rounds, threads, note)
+    found = benchmark.rows(records)
+    headers = list(found[0])
+    text = table(headers, [list(row.values()) for row in found])
+    if output is not None:
+        folder = Path(output)
+        write_table(folder / "bench.csv", list(records[0]), [list(record.values()) for record in records])
+        (folder / "bench.md").write_text(_markdown(headers, found), encoding="utf-8")
+        picture(lambda: plot_bench(found, folder / "bench.png"))
+    show({"rows": found, "output": output}, text)
+
+
+def _markdown(headers: list[str], rows: list[dict[str, Any]]) -> str:
+    from seqattn.report import number
+
+    lines = [f"| {' | '.join(headers)} |", f"| {' | '.join('---' for _ in headers)} |"]
+    lines += [f"| {' | '.join(number(value) for value in row.values())} |" for row in rows]
+    return "\n".join([*lines, ""])
