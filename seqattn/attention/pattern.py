@@ -88,11 +88,23 @@ class Pattern(Rule):
         return self
 
     def reach(self, n: int) -> float:
-        """Return how many keys a query of a sequence of ``n`` tokens sees at most."""
+        """Return how many keys a query sees at most.
+
+        Parameters
+        ----------
+        n
+            Number of tokens of its sequence.
+        """
         return n
 
     def shows(self, pairs: Pairs) -> Any:
-        """Return which pairs are visible."""
+        """Return which pairs are visible.
+
+        Parameters
+        ----------
+        pairs
+            Queries and keys of one sequence each.
+        """
         return self.visible(pairs.i, pairs.j, pairs.n)
 
     def fit(self, size: Sequence[int], heads: int) -> Pattern:
@@ -113,7 +125,13 @@ class Pattern(Rule):
         return self
 
     def of(self, tokens: Tensor | slice) -> Pattern:
-        """Return the pattern for some of these tokens; only labels depend on that."""
+        """Return the pattern for some of these tokens; only labels depend on that.
+
+        Parameters
+        ----------
+        tokens
+            Their numbers.
+        """
         return self
 
     def __or__(self, other: Pattern) -> Pattern:

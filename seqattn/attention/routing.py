@@ -127,7 +127,13 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def forward(self, q: Float[Tensor, "*tokens heads dim"]) -> Int[Tensor, "*tokens heads"]:
-        """Return the number of the cluster of each token in each head."""
+        """Return the number of the cluster of each token in each head.
+
+        Parameters
+        ----------
+        q
+            Queries; only their direction counts.
+        """
         points = nn.functional.normalize(q.detach().to(self.centroids.dtype), dim=-1)
         labels = torch.einsum("...hd,hcd->...hc", points, self.centroids).argmax(-1)
         # In a backward pass this is a recomputation of a call that was counted before.

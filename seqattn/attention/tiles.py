@@ -49,7 +49,13 @@ class Rule(ABC):
 
     @abstractmethod
     def shows(self, pairs: Pairs) -> Any:
-        """Return which of the pairs are visible."""
+        """Return which pairs are visible.
+
+        Parameters
+        ----------
+        pairs
+            Queries and keys of one sequence each.
+        """
 
 
 class Span(ABC):
