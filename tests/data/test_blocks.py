@@ -1,3 +1,6 @@
+import os
+import shutil
+import tempfile
 import warnings
 
 import numpy as np
@@ -69,6 +72,39 @@ def test_values_are_taken_block_by_block(monkeypatch):
 
 def test_what_comes_from_memory_stays_there():
     assert not isinstance(scratch(1 << 23, np.float64, np.zeros(3)), np.memmap)
+
+
+def mapped(folder):
+    np.save(folder / "a.npy", np.arange(4.0))
+    return np.load(folder / "a.npy", mmap_mode="r")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot take room in advance")
+def test_the_room_of_a_result_is_taken_at_once(tmp_path):
+    with blocks._reserved(tmp_path, 1 << 20) as file:
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20, (
+            "a sparse file ends in SIGBUS on a full disk"
+        )
+
+
+def test_where_nothing_can_be_written_the_folder_for_temporary_files_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "_SMALL", 8)
+    (tmp_path / "data").mkdir()
+    like = mapped(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    result = scratch(9, np.int32, like)
+    result[:] = np.arange(9)
+    assert isinstance(result, np.memmap)
+    assert result.tolist() == list(range(9))
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "_SMALL", 8)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    like = mapped(tmp_path)
+    with pytest.raises(OSError, match="no room for 8,000,000,000,000,000,000 bytes in .*TMPDIR") as caught:
+        scratch(10**18, np.float64, like)
+    assert str(tmp_path / "none") in str(caught.value)
 
 
 def test_a_sample_holds_whole_sequences_and_no_more_events_than_asked_for():
