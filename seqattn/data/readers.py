@@ -284,9 +284,9 @@ class Readers(ABC):
             A Parquet file with one event per row, a folder of such files (in the order of their names), or a list of
             them. Rows are counted over all files, for messages.
         folder
-            A new or empty folder, or one with saved sequences, which are replaced. Nothing stands under this name
-            before the result is complete; until then the work lies in a hidden folder beside it, which takes about
-            28 bytes per event.
+            A new or empty folder, or one with saved sequences, which are replaced; other files in it stay. Nothing is
+            saved under this name before the result is complete; until then the work lies in a hidden folder, inside
+            it or beside a new one, which takes about 28 bytes per event.
         piece
             Rows read at once. Memory grows with it, with the longest sequence, and by one id per sequence (8 bytes
             where ids are whole numbers, some 200 bytes while the files are read).
@@ -330,8 +330,7 @@ class Readers(ABC):
         settings = assemble.Settings(**given, seq=seq or "seq_id")
         parts = Parts(data)
         columns = Columns(*_column_names(pl.DataFrame(schema=parts.schema), seq, time, kind), sort=sort)
-        prepare(cast("type[Sequences]", cls), parts, folder, columns, settings, piece)
-        return cls.open(folder)
+        return cls.open(prepare(cast("type[Sequences]", cls), parts, folder, columns, settings, piece))
 
 
 def _check_options(options: Mapping[str, Any], allowed: tuple[str, ...]) -> None:

@@ -202,6 +202,82 @@ def test_a_result_before_stays_until_the_new_one_is_complete(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet", "out"]
 
 
+@pytest.mark.filterwarnings("ignore::seqattn.errors.SeqattnWarning")
+def test_other_files_of_the_folder_stay_even_the_source(tmp_path):
+    target = tmp_path / "out"
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    first = Sequences.prepare(tmp_path / "a.parquet", target)
+    (target / "notes.txt").write_text("mine")
+    NAMED.write_parquet(target / "b.parquet")
+    second = Sequences.prepare(target / "b.parquet", target)
+    assert Sequences.open(target).digest() == second.digest() == Sequences.from_table(NAMED).digest()
+    assert (target / "notes.txt").read_text() == "mine"
+    assert pl.read_parquet(target / "b.parquet").equals(NAMED.with_columns(pl.col("k").cast(pl.Categorical)))
+    assert (target / "ids.json").exists()
+    assert not (target / "ids.npy").exists()
+    assert first.times.tolist() == Sequences.from_table(MIXED).times.tolist(), "what is open keeps its file"
+    assert Sequences.prepare(tmp_path / "a.parquet", target).ids.tolist() == first.ids.tolist()
+    assert not any(path.name.startswith(".") for path in target.iterdir())
+
+
+@pytest.mark.parametrize("target", ["link", "dangling", ".", "../real/../other"])
+def test_the_folder_may_be_a_link_or_the_current_one(tmp_path, monkeypatch, target):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    place = tmp_path / "here"
+    for folder in (place, tmp_path / "real"):
+        folder.mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(place)
+    named = tmp_path / target if target in ("link", "dangling") else Path(target)
+    inode = named.resolve().stat().st_ino if named.exists() else None
+    data = Sequences.prepare(tmp_path / "a.parquet", named, ties="jitter")
+    assert Sequences.open(named).digest() == data.digest()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "dangling").is_symlink()
+    assert inode in (None, named.resolve().stat().st_ino), "the folder was replaced"
+
+
+def test_a_folder_that_is_filled_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "out").mkdir()
+    usual = Sequences.recode
+
+    def late(self, *given):
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        return usual(self, *given)
+
+    monkeypatch.setattr(Sequences, "recode", late)
+    with pytest.raises(DataError, match="holds other files"):
+        Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out", ties="jitter")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_table_is_read(tmp_path):
+    MIXED.with_columns(t=None).write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParameterError, match=r"file.out' cannot be made: .*\. Choose another name"):
+        Sequences.prepare(tmp_path / "a.parquet", tmp_path / "file" / "out")
+
+
+FULL = """
+import resource, sys
+from seqattn.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.argv = ["seqattn", "datasets", "prepare", "a.parquet", "--output", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of files are POSIX")
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, run_python):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    done = run_python(FULL, "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"Error: File too large: '{tmp_path}'."]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
 def test_no_more_than_a_piece_is_read_at_once(tmp_path):
     MIXED.write_parquet(tmp_path / "a.parquet")
     heights = [(first, len(frame)) for first, frame in Parts(tmp_path / "a.parquet").pieces(["t"], 60)]
