@@ -110,8 +110,8 @@ def extended(ids: np.ndarray, extra: tuple[Any, ...]) -> np.ndarray:
     """Return ids followed by those of sequences that have a window and no events."""
     if not extra:
         return ids
+    whole = ids.dtype != object and all(isinstance(key, int) and abs(key) < 1 << 63 for key in extra)
     keys = [*ids.tolist(), *extra]
-    whole = ids.dtype != object and all(isinstance(key, int) for key in extra)
     return np.array(keys, dtype=np.int64) if whole else object_array(keys)
 
 

@@ -73,18 +73,24 @@ class Columns:
 
 @dataclass
 class _Numbers:
-    """Numbers for values in order of appearance, with how often each came."""
+    """Numbers for values in order of appearance, with how often each came.
+
+    Dates are told apart by their bits: Python's know no nanoseconds and no second hour of a night when clocks change.
+    """
 
     places: dict[Any, int] = field(default_factory=dict)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     kind: Any = None
+    bits: Any = None
 
     def of(self, values: pl.Series) -> np.ndarray:
         """Return the number of each value; new values get the next ones."""
+        self.kind = values.dtype
+        values = values.to_physical() if self.kind.is_temporal() else values
+        self.bits = values.dtype
         run, heads = head_rows(values)
         distinct = heads.unique(maintain_order=True)
         codes = np.array([self.places.setdefault(key, len(self.places)) for key in distinct.to_list()])
-        self.kind = values.dtype
         if len(distinct) == len(heads):
             return codes[run]
         return heads.replace_strict(distinct, pl.Series(codes), return_dtype=pl.Int64).to_numpy()[run]
@@ -97,7 +103,7 @@ class _Numbers:
 
     def series(self) -> pl.Series:
         """Return the values in order of their numbers."""
-        return pl.Series(list(self.places), dtype=self.kind)
+        return pl.Series(list(self.places), dtype=self.bits).cast(self.kind)
 
 
 @dataclass(frozen=True)

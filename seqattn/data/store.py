@@ -59,7 +59,7 @@ def check_target(path: str | Path) -> Path:
 
 
 def _written(ids: np.ndarray) -> list[Any] | None:
-    return [encode_label(key) for key in ids.tolist()] if ids.dtype == object else None
+    return [encode_label(key, "Id") for key in ids.tolist()] if ids.dtype == object else None
 
 
 def _finish(

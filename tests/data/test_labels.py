@@ -1,5 +1,6 @@
 import datetime as dt
 import json
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,12 @@ scalars = st.one_of(
     st.text(),
     st.binary(),
     st.dates(),
+    st.times().map(lambda time: time.replace(fold=0)),
+    st.timedeltas(),
+    st.decimals(allow_nan=False),
+    st.datetimes(timezones=st.sampled_from([ZoneInfo("Europe/Berlin"), ZoneInfo("UTC")])).filter(
+        lambda moment: moment == moment.astimezone(dt.UTC).astimezone(moment.tzinfo)  # an hour that there was
+    ),
     st.datetimes(timezones=st.sampled_from([None, dt.UTC])).map(lambda moment: moment.replace(fold=0)),
 )
 
@@ -45,6 +52,10 @@ def test_numpy_labels_are_written_as_python_ones():
 def test_a_label_that_cannot_be_written_is_refused():
     with pytest.raises(DataError, match=r"frozenset.*Use text, numbers, dates"):
         encode_label(frozenset({1}))
+    with pytest.raises(DataError, match="^Id frozenset"):
+        encode_label(frozenset({1}), "Id")
+    with pytest.raises(DataError, match="no time zone 'Nowhere/None'"):
+        decode_label({"datetime": ["2024-01-01T00:00:00+00:00", "Nowhere/None"]})
     with pytest.raises(DataError, match="is not a label"):
         decode_label({"what": 1})
 
@@ -70,6 +81,28 @@ def test_labels_that_cannot_be_sorted_come_in_order_of_appearance():
     codes, labels = code_labels(series_of_labels(["b", 1, (2, 3), "b"]))
     assert labels == ("b", 1, (2, 3))
     assert codes.tolist() == [0, 1, 2, 0]
+
+
+def nights_end():
+    """Return four moments half an hour apart, of which Python's dates take the last two for the first two."""
+    moments = pl.datetime_range(
+        dt.datetime(2020, 10, 25), dt.datetime(2020, 10, 25, 1, 30), "30m", time_zone="UTC", eager=True
+    )
+    return moments.dt.convert_time_zone("Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series([1_001, 1_002]).cast(pl.Datetime("ns")),
+        pl.Series([1_001, 1_002]).cast(pl.Time),
+        nights_end(),
+    ],
+    ids=["nanoseconds", "times of day", "the end of summer time"],
+)
+def test_types_that_python_cannot_tell_apart_are_refused(values):
+    with pytest.raises(DataError, match="are the same label .* Cast the column to text"):
+        code_labels(values)
 
 
 def test_unhashable_labels_are_refused():

@@ -76,6 +76,41 @@ def test_pieces_give_what_memory_gives(tmp_path, frame, options, piece):
     assert [type(label) for label in mapped.labels] == [type(label) for label in whole.labels]
 
 
+IDS = {
+    "nanoseconds": pl.Series([1_001, 1_002, 1_001, 1_003]).cast(pl.Datetime("ns")),
+    "the end of summer time": (1603584000_000 + pl.Series(range(0, 7200_000, 1800_000))).cast(
+        pl.Datetime("ms", "Europe/Berlin")
+    ),
+    "times of day": pl.Series([1, 2, 1, 3]).cast(pl.Time),
+    "spans": pl.Series([1, 2, 1, 3]).cast(pl.Duration("ns")),
+    "days": pl.Series([1, 2, 1, 3]).cast(pl.Date),
+    "decimals": pl.Series([1, 2, 1, 3]).cast(pl.Decimal(10, 2)),
+    "64 bits without a sign": pl.Series([2**63 + 1, 5, 2**63 + 1, 5], dtype=pl.UInt64),
+    "128 bits": pl.Series([2**70, 5, 2**70, -(2**80)], dtype=pl.Int128),
+    "bytes": pl.Series([b"a", b"b", b"a", b"c"]),
+}
+
+
+@pytest.mark.parametrize("sort", [False, True])
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_of_every_kind_stay_apart_and_come_back(tmp_path, kind, sort):
+    frame = pl.DataFrame({"seq_id": IDS[kind], "t": [1.0, 2.0, 3.0, 4.0], "k": ["a", "b", "a", "b"]})
+    (mapped, _), (whole, _) = both(frame, tmp_path, 2, sort=sort)
+    assert mapped.digest() == whole.digest()
+    assert len(mapped) == frame["seq_id"].n_unique()
+    assert mapped.id_columns().equals(whole.id_columns())
+    assert mapped.id_columns().schema == whole.id_columns().schema
+
+
+@pytest.mark.parametrize("ids", [[[1], [1], [2], [2]], [{"a": 1}] * 4])
+def test_ids_that_are_no_single_value_are_refused(tmp_path, ids):
+    frame = pl.DataFrame({"seq_id": ids, "t": [1.0, 2.0, 3.0, 4.0], "k": ["a", "b", "a", "b"]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    for read in (lambda path: Sequences.prepare(path, tmp_path / "out"), Sequences.read):
+        with pytest.raises(DataError, match="Column 'seq_id' holds .*An id must be one value"):
+            read(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("piece", [1, 2, 3])
 @pytest.mark.parametrize("frame", [MIXED[:15], GROUPED[100:115]], ids=["in order of time", "grouped"])
 def test_the_smallest_pieces_give_what_memory_gives(tmp_path, frame, piece):
