@@ -9,6 +9,7 @@ import pytest
 from seqattn.data import blocks, sequences
 from seqattn.data.blocks import block_rows, scratch, take_sequences
 from seqattn.data.sequences import Sequences
+from seqattn.errors import SeqattnWarning
 
 RNG = np.random.default_rng(3)
 LENGTHS = [0, 3, 1, 0, 7, 2, 2, 12, 0, 1, 0]
@@ -56,6 +57,27 @@ def test_rows_of_a_saved_folder_are_copied_into_a_file(tmp_path, monkeypatch):
     assert names == {path.name for path in tmp_path.iterdir() if path.suffix in (".npy", ".json")}
     assert isinstance(opened.relabel([3, 2, 1, 0]).types, np.memmap)
     assert opened.relabel([3, 2, 1, 0]).digest() == data.relabel([3, 2, 1, 0]).digest()
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_events_of_unknown_types_are_dropped_block_by_block(tmp_path, monkeypatch, size):
+    pairs = [(np.sort(RNG.random(n)), RNG.integers(0, 4, n)) for n in LENGTHS if n]
+    data = Sequences.from_lists(pairs, labels=4)  # the first event of each sequence is history
+    data.save(tmp_path)
+    opened, usual = Sequences.open(tmp_path), Sequences.blocks
+    monkeypatch.setattr(blocks, "_SMALL", 8)
+    monkeypatch.setattr(Sequences, "blocks", lambda self: usual(self, size))
+    with pytest.warns(SeqattnWarning, match="not among the labels"):
+        kept = opened.relabel([3, 1], unknown="ignore")
+    assert isinstance(kept.times, np.memmap)
+    assert isinstance(kept.types, np.memmap)
+    for i in range(len(data)):
+        times, types = data.sequence(i)
+        known = np.isin(types, [3, 1])
+        assert kept.sequence(i)[0].tolist() == times[known].tolist()
+        assert kept.label_array(kept.sequence(i)[1]).tolist() == types[known].tolist()
+        assert kept.context[i] == known[: data.context[i]].sum()
+    assert (kept.start.tolist(), kept.end.tolist()) == (data.start.tolist(), data.end.tolist())
 
 
 def test_values_are_taken_block_by_block(monkeypatch):
