@@ -514,6 +514,23 @@ MISTAKES = {
         "The model 'poisson' has no settings. Leave 'epochs' out.",
     ),
     "prediction to a folder": ("predict {model} --output {tmp}/x.csv", 2, "x.csv' is a folder. Name a file."),
+    "reading option that is an argument": (
+        "predict {model} --read into=x",
+        2,
+        "'into' is not a reading option.",
+    ),
+    "another": ("evaluate {model} --read data=x", 2, "'data' is not a reading option."),
+    "a third": (
+        "fit hawkes --data {data} --output {tmp}/run --read share=0.5",
+        2,
+        "'share' is not a reading",
+    ),
+    "option that is an argument of prepare": (
+        "datasets prepare a.parquet --output {tmp}/out --read folder=x",
+        2,
+        "'folder' is not a reading option.",
+    ),
+    "prepare into nothing": ("datasets prepare a.parquet --output=", 2, "folder='' is no path"),
     "no trials": ("tune hawkes --trials 0", 2, "0 is not in the range"),
     "unknown data set": ("datasets show taxxi", 3, "Did you mean 'taxi'?"),
     "nowhere to download from": ("datasets get hawkes2d", 3, "No location to download 'hawkes2d' from"),
@@ -529,6 +546,13 @@ def test_a_mistake_gets_a_sentence_and_its_exit_code(mistake, bad_files, fitted,
     result = run(*line.format(**places).split(), code=code)
     assert text in result.stderr
     assert result.stdout == ""
+
+
+def test_the_way_to_name_columns_is_told_only_where_one_is_missing(tmp_path):
+    draw(1, 4).with_columns(k=pl.lit([1])).write_parquet(tmp_path / "a.parquet")
+    result = run("datasets", "prepare", tmp_path / "a.parquet", "--output", tmp_path / "out", code=3)
+    assert result.stderr.startswith("Error: Column 'k' holds")
+    assert "--read" not in result.stderr
 
 
 def test_a_failure_while_training_names_its_cause_and_ends_with_1(data, tmp_path):

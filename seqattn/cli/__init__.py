@@ -154,8 +154,7 @@ def _data_for(
     chosen = data or run.data or module.DEFAULT_DATA
     if data is None:
         note(f"No --data: using {chosen!r}{', on which the model was trained' if run.data else ''}.")
-    given = {**run.read, **parse_pairs(read, "--read")}
-    X = module.load_new(model, chosen, split, into=into, **given)
+    X = module.load_new(model, chosen, split, into, run.read, **parse_pairs(read, "--read"))
     name = f"all of {chosen}" if Path(chosen).is_file() else f"{chosen}, {split}"
     note(f"{type(model).__name__} on {name}: {module.describe(X)}")
     return name, X

@@ -60,8 +60,11 @@ class Settings:
             raise ParameterError(f"unknown={self.unknown!r} is not one of {', '.join(map(repr, _UNKNOWN))}.")
         for name, least in (("chunk", 1), ("left_context", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
+            is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+            if value is not None and (not is_whole or value < least):
                 raise ParameterError(f"{name}={value!r} must be a whole number of at least {least}, or None.")
+        if not isinstance(self.drop_duplicates, (bool, np.bool_)):
+            raise ParameterError(f"drop_duplicates={self.drop_duplicates!r} is neither True nor False.")
         if self.left_context is not None and self.chunk is None:
             raise ParameterError("left_context= only applies together with chunk=.")
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import warnings
@@ -222,6 +223,64 @@ def test_options_and_folders_are_checked_first(tmp_path):
         Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out", piece=0)
     with pytest.raises(DataError, match="holds other files"):
         Sequences.prepare(tmp_path / "a.parquet", tmp_path)
+
+
+SENSELESS = {
+    "data=None": "None is no path of a Parquet file",
+    "data=5": "5 is no path of a Parquet file",
+    "data=[5]": "5 is no path of a Parquet file",
+    "folder=None": "folder=None is no path",
+    "folder=''": "folder='' is no path",
+    "time=[1]": "time=[1] is no name of a column",
+    "seq=1": "seq=1 is no name of a column",
+    "type=None": "type=None is no name of a column",
+    "sort='maybe'": "sort='maybe' is neither True nor False",
+    "drop_duplicates='maybe'": "drop_duplicates='maybe' is neither True nor False",
+    "chunk='abc'": "chunk='abc' must be a whole number",
+    "chunk=2.5": "chunk=2.5 must be a whole number",
+}
+# In a process of its own: the runtime checks of the tests would refuse these kinds before the package does.
+REFUSALS = """
+import json, sys
+from seqattn import Sequences
+from seqattn.errors import ParameterError
+def told(call):
+    try:
+        call()
+    except ParameterError as error:
+        return str(error)
+answers = {}
+for text in json.loads(sys.argv[1]):
+    given = eval(f"dict({text})")
+    answers[text] = [told(lambda: Sequences.prepare(**{"data": "a.parquet", "folder": "out", **given}))]
+    if not given.keys() & {"data", "folder"}:
+        answers[text].append(told(lambda: Sequences.read("a.parquet", **given)))
+print(json.dumps(answers))
+"""
+
+
+def test_what_makes_no_sense_is_refused_with_a_sentence(tmp_path, run_python):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    done = run_python(REFUSALS, json.dumps(list(SENSELESS)))
+    assert done.returncode == 0, done.stderr
+    for text, answers in json.loads(done.stdout).items():
+        assert all(SENSELESS[text] in (answer or "") for answer in answers), (text, answers)
+
+
+def test_hidden_files_are_no_parts_of_a_table(tmp_path):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    for name in ("._a.parquet", ".b.parquet", "_metadata.parquet"):
+        (tmp_path / name).write_bytes(b"for another program")
+    assert len(Parts(tmp_path).paths) == 1
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        Parts(tmp_path / "._a.parquet")
+
+
+def test_parts_in_several_folders_may_all_be_called_train(tmp_path):
+    for month in ("feb", "jan"):
+        (tmp_path / month).mkdir()
+        MIXED.write_parquet(tmp_path / month / "train.parquet")
+    assert len(Parts([tmp_path / "jan" / "train.parquet", tmp_path / "feb" / "train.parquet"]).paths) == 2
 
 
 def test_a_result_before_stays_until_the_new_one_is_complete(tmp_path):
