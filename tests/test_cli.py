@@ -223,6 +223,21 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(data, tmp_path):
     assert [json.loads(line)["epoch"] for line in history.read_text().splitlines()] == list(range(1, 41))
 
 
+def test_an_order_to_stop_ends_a_command_cleanly(tmp_path):
+    """A service or scheduler sends SIGTERM; nothing half done may stay."""
+    n = 400_000
+    pl.DataFrame(
+        {"seq_id": [i // 20 for i in range(n)], "t": [float(i) for i in range(n)], "k": "a"}
+    ).write_parquet(tmp_path / "a.parquet")
+    command = ("datasets", "prepare", "a.parquet", "--output", "out", "--read", "piece=1000")
+    process = start(*command, folder=tmp_path)
+    wait_for(lambda: any(tmp_path.glob(".seqattn-*")), process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out, err.strip()) == (143, "", "Stopped.")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
 # -- evaluate and predict --------------------------------------------------------------------------------------
 
 
@@ -498,6 +513,24 @@ MISTAKES = {
         2,
         "The model 'poisson' has no settings. Leave 'epochs' out.",
     ),
+    "prediction to a folder": ("predict {model} --output {tmp}/x.csv", 2, "x.csv' is a folder. Name a file."),
+    "reading option that is an argument": (
+        "predict {model} --read into=x",
+        2,
+        "'into' is not a reading option.",
+    ),
+    "another": ("evaluate {model} --read data=x", 2, "'data' is not a reading option."),
+    "a third": (
+        "fit hawkes --data {data} --output {tmp}/run --read share=0.5",
+        2,
+        "'share' is not a reading",
+    ),
+    "option that is an argument of prepare": (
+        "datasets prepare a.parquet --output {tmp}/out --read folder=x",
+        2,
+        "'folder' is not a reading option.",
+    ),
+    "prepare into nothing": ("datasets prepare a.parquet --output=", 2, "folder='' is no path"),
     "no trials": ("tune hawkes --trials 0", 2, "0 is not in the range"),
     "unknown data set": ("datasets show taxxi", 3, "Did you mean 'taxi'?"),
     "nowhere to download from": ("datasets get hawkes2d", 3, "No location to download 'hawkes2d' from"),
@@ -509,9 +542,17 @@ def test_a_mistake_gets_a_sentence_and_its_exit_code(mistake, bad_files, fitted,
     monkeypatch.setenv("SEQATTN_DATA", "")
     line, code, text = MISTAKES[mistake]
     places = {"bad": bad_files, "model": fitted[0], "data": data, "tmp": tmp_path}
+    (tmp_path / "x.csv").mkdir()
     result = run(*line.format(**places).split(), code=code)
     assert text in result.stderr
     assert result.stdout == ""
+
+
+def test_the_way_to_name_columns_is_told_only_where_one_is_missing(tmp_path):
+    draw(1, 4).with_columns(k=pl.lit([1])).write_parquet(tmp_path / "a.parquet")
+    result = run("datasets", "prepare", tmp_path / "a.parquet", "--output", tmp_path / "out", code=3)
+    assert result.stderr.startswith("Error: Column 'k' holds")
+    assert "--read" not in result.stderr
 
 
 def test_a_failure_while_training_names_its_cause_and_ends_with_1(data, tmp_path):

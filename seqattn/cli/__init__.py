@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from seqattn.cli.console import (
     show,
     stopped,
     table_writer,
+    terminate,
 )
 from seqattn.cli.datasets import datasets
 from seqattn.cli.reproduction import reproduce
@@ -70,6 +72,7 @@ def main() -> None:
     # Threads that spin while they wait slow each other down: SAHP on taxi, 2 threads, 2 busy cores, 13,000 events/s
     # against 76,000 with passive waiting. Read by torch's threads when they start.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, terminate)
     cli(prog_name="seqattn")
 
 
@@ -153,8 +156,7 @@ def _data_for(
     chosen = data or run.data or module.DEFAULT_DATA
     if data is None:
         note(f"No --data: using {chosen!r}{', on which the model was trained' if run.data else ''}.")
-    given = {**run.read, **parse_pairs(read, "--read")}
-    X = module.load_new(model, chosen, split, into=into, **given)
+    X = module.load_new(model, chosen, split, into, run.read, **parse_pairs(read, "--read"))
     name = f"all of {chosen}" if Path(chosen).is_file() else f"{chosen}, {split}"
     note(f"{type(model).__name__} on {name}: {module.describe(X)}")
     return name, X
@@ -169,13 +171,15 @@ def _data_for(
 def predict(model: str, seed: int | None, device: str | None, output: str | None, **which: Any) -> None:
     """Write the predictions of a saved MODEL, a file or the folder of a run.
 
-    A Parquet file may be larger than memory: events are read and predictions written piece by piece.
+    A Parquet file may be larger than memory: events are read and predictions written piece by piece. Until then they
+    lie in a hidden folder beside the output, without --output in the folder for temporary files (TMPDIR).
     """
+    from seqattn.data.workplace import work_folder
+
     write = table_writer(output)
     module, estimator = _opened(model, device)
-    place = None if output is None else Path(output).parent
-    with tempfile.TemporaryDirectory(prefix=".seqattn-", dir=place) as folder:
-        _, X = _data_for(module, estimator, model, **which, into=Path(folder, "events"))
+    with work_folder(Path(tempfile.gettempdir() if output is None else Path(output).parent)) as folder:
+        _, X = _data_for(module, estimator, model, **which, into=folder / "events")
         frames = module.predict(estimator, X)
         if output is not None:
             rows = write(frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -33,10 +34,27 @@ __all__ = [
     "show",
     "stopped",
     "table_writer",
+    "terminate",
 ]
 
 # Commands whose work several processes share.
 _SHARED = ("fit", "predict", "evaluate")
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): as Ctrl-C, what is open is closed and work folders go."""
+
+
+def terminate(number: int, frame: object) -> NoReturn:
+    """Turn the signal SIGTERM into an exception; a second one ends the process at once.
+
+    Parameters
+    ----------
+    number, frame
+        What :func:`signal.signal` passes.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    raise Terminated
 
 
 def example(line: str) -> str:
@@ -126,10 +144,10 @@ class Commands(click.Group):
                 # Whoever read the output has enough of it; Python must not complain once more when it closes.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 ctx.exit(0)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 text = f"\nStopped. {ctx.meta.get('stopped', '')}".rstrip()
                 _complain(lambda: click.echo(text, err=True))
-                ctx.exit(130)
+                ctx.exit(143 if isinstance(stop, Terminated) else 130)
             except Exception as error:  # noqa: BLE001 - a person gets a sentence, and with -v the traceback
                 _complain(partial(_tell_of, error, bool(ctx.meta.get("verbose"))))
                 ctx.exit(getattr(error, "exit_code", 1))
@@ -143,7 +161,7 @@ def _tell_of(error: Exception, is_verbose: bool) -> None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, SeqattnError):
-        is_column = isinstance(error, DataError) and str(error).startswith("Column ")
+        is_column = isinstance(error, DataError) and " is not in the table. Columns: " in str(error)
         return f"{error}{' Name yours with --read, for example --read time=when.' if is_column else ''}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}." if error.filename else f"{error.strerror}."
@@ -315,7 +333,7 @@ def table_writer(output: str | None) -> Callable[[Iterable[Any]], int]:
     Raises
     ------
     ParameterError
-        The ending is not known, or the folder cannot be written to.
+        The ending is not known, the file is a folder, or its folder cannot be written to.
     """
     from seqattn.data.table import WRITERS, write_frames
     from seqattn.train.folder import make_folder
@@ -325,6 +343,8 @@ def table_writer(output: str | None) -> Callable[[Iterable[Any]], int]:
     ending = Path(output).suffix.lower()
     if ending not in WRITERS:
         raise ParameterError(f"--output {output!r} ends in {ending!r}. Use one of {', '.join(WRITERS)}.")
+    if Path(output).is_dir():
+        raise ParameterError(f"--output {output!r} is a folder. Name a file.")
     if not is_first():
         return lambda frames: sum(len(frame) for frame in frames)
     make_folder(Path(output).parent)

@@ -91,11 +91,13 @@ def prepare_dataset(files: Sequence[str], output: str, read: Sequence[str]) -> N
 
     Nothing but a piece of the table is in memory at a time, so that it may be larger than that.
     """
+    from seqattn.data.readers import TABLE_OPTIONS
     from seqattn.data.sequences import Sequences
-    from seqattn.train.config import parse_pairs
+    from seqattn.train.config import check_names, parse_pairs
 
-    given = files[0] if len(files) == 1 else files
-    data = Sequences.prepare(given, output, **parse_pairs(read, "--read"))
+    asked = parse_pairs(read, "--read")
+    check_names(asked, (*TABLE_OPTIONS, "piece"), "a reading option")
+    data = Sequences.prepare(files[0] if len(files) == 1 else files, output, **asked)
     facts = {
         "output": output,
         "n_sequences": len(data),

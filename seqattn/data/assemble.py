@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqattn.data.blocks import block_slices, scratch
 from seqattn.data.clock import Clock
 from seqattn.data.events import Events, id_text, object_array, without_duplicates
 from seqattn.data.grid import spread_ties
@@ -26,6 +27,7 @@ __all__ = [
     "cut",
     "extended",
     "judge_ties",
+    "recoded_events",
     "spread_apart",
     "tie_spacing",
     "warn_of_dropped",
@@ -58,8 +60,11 @@ class Settings:
             raise ParameterError(f"unknown={self.unknown!r} is not one of {', '.join(map(repr, _UNKNOWN))}.")
         for name, least in (("chunk", 1), ("left_context", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
+            is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+            if value is not None and (not is_whole or value < least):
                 raise ParameterError(f"{name}={value!r} must be a whole number of at least {least}, or None.")
+        if not isinstance(self.drop_duplicates, (bool, np.bool_)):
+            raise ParameterError(f"drop_duplicates={self.drop_duplicates!r} is neither True nor False.")
         if self.left_context is not None and self.chunk is None:
             raise ParameterError("left_context= only applies together with chunk=.")
 
@@ -110,8 +115,8 @@ def extended(ids: np.ndarray, extra: tuple[Any, ...]) -> np.ndarray:
     """Return ids followed by those of sequences that have a window and no events."""
     if not extra:
         return ids
+    whole = ids.dtype != object and all(isinstance(key, int) and abs(key) < 1 << 63 for key in extra)
     keys = [*ids.tolist(), *extra]
-    whole = ids.dtype != object and all(isinstance(key, int) for key in extra)
     return np.array(keys, dtype=np.int64) if whole else object_array(keys)
 
 
@@ -224,6 +229,38 @@ def _with_stated_types(columns: dict[str, Any], n_types: int | None) -> dict[str
         )
     codes = np.array([place[label] for label in columns["labels"]], dtype=np.int32)
     return {**columns, "types": codes[columns["types"]], "labels": stated}
+
+
+def recoded_events(data: Sequences, codes: np.ndarray) -> dict[str, Any]:
+    """Give events the code that stands at their present one, and drop those with -1; return the columns that change.
+
+    Where the events lie in a saved folder only a block of them is in memory at a time.
+    """
+    if data.type_counts()[codes < 0].any():
+        return _without_dropped(data, codes)
+    types = scratch(data.n_events, np.int32, data.types)
+    for part in block_slices(data.n_events):
+        types[part] = codes[data.types[part]]
+    return {"types": types}
+
+
+def _without_dropped(data: Sequences, codes: np.ndarray) -> dict[str, Any]:
+    lengths, context = [], []
+    for block in data.blocks():
+        before = np.concatenate([[0], np.cumsum(codes[block.types] >= 0)])
+        first = before[block.offsets[:-1]]
+        lengths.append(before[block.offsets[1:]] - first)
+        context.append(before[block.offsets[:-1] + block.context] - first)
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+    times, types = (scratch(int(offsets[-1]), array.dtype, array) for array in (data.times, data.types))
+    begin = 0
+    for block in data.blocks():
+        recoded = codes[block.types]
+        kept = np.flatnonzero(recoded >= 0)
+        end = begin + len(kept)
+        times[begin:end], types[begin:end] = block.times[kept], recoded[kept]
+        begin = end
+    return {"times": times, "types": types, "offsets": offsets, "context": np.concatenate(context)}
 
 
 def gaps_between(data: Sequences) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -58,19 +60,45 @@ def scratch(n: int, kind: Any, like: np.ndarray) -> np.ndarray:
         Their dtype.
     like
         Where the values come from.
+
+    Raises
+    ------
+    OSError
+        There is no room in either folder.
     """
-    if not isinstance(like, np.memmap) or n * np.dtype(kind).itemsize < _SMALL:
+    size = n * np.dtype(kind).itemsize
+    if not isinstance(like, np.memmap) or size < _SMALL:
         return np.empty(n, dtype=kind)
-    with _nameless(like) as file:
-        return np.memmap(file, dtype=kind, mode="w+", shape=(n,))
+    with _nameless(like, size) as file:
+        return np.memmap(file, dtype=kind, mode="r+", shape=(n,))
 
 
-def _nameless(like: np.memmap) -> Any:
-    beside = None if like.filename is None else Path(like.filename).parent
-    try:
-        return tempfile.TemporaryFile(dir=beside)
-    except OSError:  # the data may lie where nothing can be written
-        return tempfile.TemporaryFile()
+def _nameless(like: np.memmap, size: int) -> BinaryIO:
+    """Return a file of this size, where there is room for it."""
+    usual = Path(tempfile.gettempdir())
+    places = [usual] if like.filename is None else [Path(like.filename).parent, usual]
+    for place in places:
+        try:
+            return _reserved(place, size)
+        except OSError as error:  # the data may lie where nothing can be written
+            reason = error
+    raise OSError(
+        reason.errno,
+        f"There is no room for {size:,} bytes in {' or '.join(repr(str(place)) for place in places)} "
+        f"({reason.strerror}). Free some, or name a folder with room in the variable TMPDIR",
+    )
+
+
+def _reserved(place: Path, size: int) -> BinaryIO:
+    """Take the room at once: where a disk is found full at the first use of a page, the process dies of SIGBUS."""
+    with contextlib.ExitStack() as stack:
+        file = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile(dir=place)))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        stack.pop_all()
+    return file
 
 
 def take_sequences(values: np.ndarray, begin: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ __all__ = [
     "entry",
     "find",
     "is_on_disk",
+    "is_prepared",
     "load_dataset",
     "load_split",
     "resource",
@@ -377,6 +378,20 @@ def is_on_disk(data: str | Path) -> bool:
     if not path.is_dir() or is_saved(path) or str(data) not in _known_names():
         return path.exists()
     return any(_split_files(path, split) for split in SPLITS)
+
+
+def is_prepared(data: str | Path, split: str) -> bool:
+    """Tell whether a split is read from saved sequences, whose windows and times are settled.
+
+    Parameters
+    ----------
+    data, split
+        As in :func:`load_split`.
+    """
+    path = Path(data)
+    if path.is_dir() and is_on_disk(path) and not is_saved(path):
+        return any(is_saved(found) for found in _split_files(path, split))
+    return is_saved(path)
 
 
 def _known_names() -> list[str]:

@@ -111,6 +111,7 @@ def checked_columns(
     """
     keys = pl.Series("seq", np.zeros(frame.height, np.int64)) if seq is None else frame[seq]
     _refuse_missing(keys, f"The id in column {seq!r}", first_row)
+    _refuse_nested(keys, seq, "An id must be one value")
     given = _dates(frame[time])
     numbers = to_numbers(given, clock_of(given), f"Column {time!r}")
     _refuse_bad_times(numbers, frame[time], f"column {time!r}", first_row)
@@ -192,8 +193,9 @@ def _group_objects(keys: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def id_array(ids: pl.Series) -> np.ndarray:
-    """Return ids as an array: of int64 where they are whole numbers, else of Python objects."""
-    return ids.cast(pl.Int64).to_numpy() if ids.dtype.is_integer() else object_array(ids.to_list())
+    """Return ids as an array: of int64 where they are whole numbers that fit, else of Python objects."""
+    whole = ids.cast(pl.Int64, strict=False) if ids.dtype.is_integer() else None
+    return object_array(ids.to_list()) if whole is None or whole.null_count() else whole.to_numpy()
 
 
 def object_array(values: Sequence[Any]) -> np.ndarray:
@@ -228,11 +230,13 @@ def stable_order(*keys: np.ndarray) -> np.ndarray:
 
 def _labels_of(types: pl.Series, name: str, first_row: int) -> pl.Series:
     _refuse_missing(types, f"The type in column {name!r}", first_row)
-    if isinstance(types.dtype, (pl.List, pl.Array, pl.Struct)):
-        raise DataError(
-            f"Column {name!r} holds {types.dtype}. A type must be one label: text, a number, a date."
-        )
+    _refuse_nested(types, name, "A type must be one label")
     return types
+
+
+def _refuse_nested(values: pl.Series, name: str | None, rule: str) -> None:
+    if isinstance(values.dtype, (pl.List, pl.Array, pl.Struct)):
+        raise DataError(f"Column {name!r} holds {values.dtype}. {rule}: text, a number, a date.")
 
 
 def _refuse_missing(values: pl.Series, what: str, first_row: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import decimal
 import warnings
-from collections.abc import Iterable, Sequence
+import zoneinfo
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +94,12 @@ def code_labels(values: pl.Series) -> tuple[np.ndarray, tuple[Any, ...]]:
     -------
     The code of each value (int32), and the labels by code.
 
+    Raises
+    ------
+    DataError
+        A label cannot be hashed, or two become one as Python's dates: moments of a nanosecond column that differ by
+        less than a microsecond, or an hour that comes twice when clocks change.
+
     Examples
     --------
     >>> codes, labels = code_labels(pl.Series(["b", "a", "b"]))
@@ -103,6 +111,11 @@ def code_labels(values: pl.Series) -> tuple[np.ndarray, tuple[Any, ...]]:
     distinct = values.unique(maintain_order=True)
     labels = _in_order(distinct.to_list())
     places = {label: code for code, label in enumerate(labels)}
+    if len(places) < len(labels):
+        raise DataError(
+            f"Two types of kind {values.dtype} are the same label {first_repeat(labels)!r} in Python. "
+            "Cast the column to text or to whole numbers first."
+        )
     if labels == list(range(len(labels))) and values.dtype.is_integer():
         return values.cast(pl.Int32).to_numpy(), tuple(labels)
     codes = pl.Series([places[label] for label in distinct.to_list()], dtype=pl.Int32)
@@ -210,8 +223,15 @@ def recoded(found: Sequence[Any], counts: np.ndarray, wanted: tuple[Any, ...], u
     return codes
 
 
-def encode_label(label: Any) -> Any:
-    """Return a label in a form that JSON keeps exactly, kind included.
+def encode_label(label: Any, what: str = "Label") -> Any:
+    """Return a label or an id in a form that JSON keeps exactly, kind included.
+
+    Parameters
+    ----------
+    label
+        Text, a number, bytes, a date, a time or a span of time, or a tuple of these.
+    what
+        What it is, for the message.
 
     Raises
     ------
@@ -230,15 +250,46 @@ def encode_label(label: Any) -> Any:
     if isinstance(label, float):
         return {"float": label.hex()}
     if isinstance(label, tuple):
-        return {"tuple": [encode_label(part) for part in label]}
-    if isinstance(label, bytes):
-        return {"bytes": base64.b64encode(label).decode("ascii")}
-    if isinstance(label, (dt.datetime, dt.date)):
-        return {"datetime" if isinstance(label, dt.datetime) else "date": label.isoformat()}
+        return {"tuple": [encode_label(part, what) for part in label]}
+    for kind, (name, write, _) in _KINDS.items():
+        if isinstance(label, kind):
+            return {name: write(label)}
     raise DataError(
-        f"Label {label!r} of type {type(label).__name__} cannot be written to a file. "
-        "Use text, numbers, dates, bytes or tuples of these as labels."
+        f"{what} {label!r} of type {type(label).__name__} cannot be written to a file. "
+        "Use text, numbers, dates, times, bytes or tuples of these."
     )
+
+
+def _moment_text(moment: dt.datetime) -> str | list[str]:
+    """Return a moment as text, with the name of its zone if that has one."""
+    name = getattr(moment.tzinfo, "key", None)
+    return moment.isoformat() if name is None else [moment.isoformat(), name]
+
+
+def _moment(written: str | list[str]) -> dt.datetime:
+    text, *zone = [written] if isinstance(written, str) else written
+    moment = dt.datetime.fromisoformat(text)
+    try:
+        return moment.astimezone(zoneinfo.ZoneInfo(zone[0])) if zone else moment
+    except zoneinfo.ZoneInfoNotFoundError as error:
+        raise DataError(
+            f"This computer knows no time zone {zone[0]!r}. Install the package tzdata."
+        ) from error
+
+
+# How labels that JSON does not know are named, written and read; a kind goes before those that it is a kind of.
+_KINDS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    bytes: ("bytes", lambda label: base64.b64encode(label).decode("ascii"), base64.b64decode),
+    dt.datetime: ("datetime", _moment_text, _moment),
+    dt.date: ("date", dt.date.isoformat, dt.date.fromisoformat),
+    dt.time: ("time", dt.time.isoformat, dt.time.fromisoformat),
+    dt.timedelta: (
+        "microseconds",
+        lambda label: label // dt.timedelta(microseconds=1),
+        lambda written: dt.timedelta(microseconds=written),
+    ),
+    decimal.Decimal: ("decimal", str, decimal.Decimal),
+}
 
 
 def decode_label(written: Any) -> Any:
@@ -255,9 +306,7 @@ def decode_label(written: Any) -> Any:
     readers: dict[str, Any] = {
         "float": float.fromhex,
         "tuple": lambda parts: tuple(decode_label(part) for part in parts),
-        "bytes": base64.b64decode,
-        "datetime": dt.datetime.fromisoformat,
-        "date": dt.date.fromisoformat,
+        **{name: read for name, _, read in _KINDS.values()},
     }
     if rest or kind not in readers:
         raise DataError(f"{written!r} is not a label that seqattn wrote.")

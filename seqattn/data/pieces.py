@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from seqattn.data.table import as_frame, need_columns
-from seqattn.errors import DataError
+from seqattn.errors import DataError, ParameterError
 
 __all__ = ["Parts"]
 
@@ -24,6 +25,8 @@ class Parts:
 
     Raises
     ------
+    ParameterError
+        Something is no path.
     DataError
         A file is absent, damaged or of another format, or files differ in the kinds of their columns.
     """
@@ -81,20 +84,32 @@ class Parts:
             before += rows
 
 
-def _files(data: str | Path | Iterable[str | Path]) -> list[Path]:
-    if not isinstance(data, (str, Path)):
-        paths = [Path(path) for path in data]
-    else:
-        paths = sorted(Path(data).glob("*.parquet")) if Path(data).is_dir() else [Path(data)]
+def _files(data: Any) -> list[Path]:
+    paths = _named(data)
     if not paths:
         raise DataError(f"There is no Parquet file in {str(data)!r}. Name files that end in .parquet.")
-    if len(splits := [path.name for path in paths if path.stem in ("train", "dev", "test")]) > 1:
+    splits = [path for path in paths if path.stem in ("train", "dev", "test")]
+    if len({path.stem for path in splits}) > 1:
         raise DataError(
-            f"{' and '.join(map(repr, splits))} are splits, not parts of one table. Prepare each by itself."
+            f"{' and '.join(repr(path.name) for path in splits)} are splits, not parts of one table. "
+            "Prepare each by itself."
         )
     for path in paths:
         _check_file(path)
     return paths
+
+
+def _named(data: Any) -> list[Path]:
+    """Return the files that are meant; in a folder hidden ones and those for other programs are not."""
+    if isinstance(data, (str, os.PathLike)):
+        folder = Path(data)
+        found = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
+        return [path for path in found if path == folder or not path.name.startswith((".", "_"))]
+    paths = list(data) if isinstance(data, Iterable) else [data]
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            raise ParameterError(f"{path!r} is no path of a Parquet file. Give a path, or a list of paths.")
+    return [Path(path) for path in paths]
 
 
 def _check_file(path: Path) -> None:

@@ -7,7 +7,6 @@ any table is read, and appends what comes of it. Memory holds one piece, and a f
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,8 @@ from seqattn.data.labels import check_labels, code_labels, recoded
 from seqattn.data.pieces import Parts
 from seqattn.data.store import FolderWriter, check_target, publish
 from seqattn.data.windows import Windows, bounds_of
-from seqattn.errors import DataError
+from seqattn.data.workplace import work_folder
+from seqattn.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     from seqattn.data.sequences import Sequences
@@ -73,18 +73,24 @@ class Columns:
 
 @dataclass
 class _Numbers:
-    """Numbers for values in order of appearance, with how often each came."""
+    """Numbers for values in order of appearance, with how often each came.
+
+    Dates are told apart by their bits: Python's know no nanoseconds and no second hour of a night when clocks change.
+    """
 
     places: dict[Any, int] = field(default_factory=dict)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     kind: Any = None
+    bits: Any = None
 
     def of(self, values: pl.Series) -> np.ndarray:
         """Return the number of each value; new values get the next ones."""
+        self.kind = values.dtype
+        values = values.to_physical() if self.kind.is_temporal() else values
+        self.bits = values.dtype
         run, heads = head_rows(values)
         distinct = heads.unique(maintain_order=True)
         codes = np.array([self.places.setdefault(key, len(self.places)) for key in distinct.to_list()])
-        self.kind = values.dtype
         if len(distinct) == len(heads):
             return codes[run]
         return heads.replace_strict(distinct, pl.Series(codes), return_dtype=pl.Int64).to_numpy()[run]
@@ -97,7 +103,7 @@ class _Numbers:
 
     def series(self) -> pl.Series:
         """Return the values in order of their numbers."""
-        return pl.Series(list(self.places), dtype=self.kind)
+        return pl.Series(list(self.places), dtype=self.bits).cast(self.kind)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def prepare(
     columns: Columns,
     settings: assemble.Settings,
     piece: int,
-) -> None:
+) -> Path:
     """Read Parquet files in pieces into a saved folder.
 
     Parameters
@@ -128,7 +134,7 @@ def prepare(
     data
         As in :class:`seqattn.data.pieces.Parts`, or such parts.
     folder
-        Where the result goes; the name is taken only by a complete result.
+        Where the result goes; until it is complete the work lies in a hidden folder inside it, or beside it if new.
     columns
         What the table's columns are called.
     settings
@@ -136,10 +142,18 @@ def prepare(
     piece
         Rows read, and events put together, at once.
 
+    Returns
+    -------
+    The folder, links followed.
+
     Raises
     ------
     DataError
         The data cannot be used, or the folder is taken.
+    ParameterError
+        The folder cannot be made.
+    OSError
+        Nothing can be written to it, or the disk is full.
     """
     parts, folder = data if isinstance(data, Parts) else Parts(data), check_target(folder)
     parts.check(columns.names)
@@ -148,11 +162,17 @@ def prepare(
             f"Column {columns.time!r} holds lists, one sequence per row, but pieces are read with one event per row. "
             "Explode the lists first, for example with polars.scan_parquet(...).explode(...).sink_parquet(...)."
         )
-    survey = _survey(parts, columns, piece)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
-        done = _Job(kind, parts, columns, settings, piece, survey, Path(place)).run()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError(
+            f"The folder {str(folder)!r} cannot be made: {error.strerror}. Choose another name."
+        ) from error
+    # The work lies on the file system of the result, which may be a mount of its own.
+    with work_folder(folder if folder.exists() else folder.parent) as place:
+        done = _Job(kind, parts, columns, settings, piece, _survey(parts, columns, piece), place).run()
         publish(done, folder)
+    return folder
 
 
 def _survey(parts: Parts, columns: Columns, piece: int) -> _Survey:
@@ -250,7 +270,7 @@ class _Job:
         heads = np.flatnonzero(np.diff(target, prepend=-1))
         for begin, end in zip(heads, [*heads[1:], len(target)], strict=True):
             with self._file(target[begin]).open("ab") as file:
-                events[begin:end].tofile(file)
+                file.write(events[begin:end].data)
 
     def _file(self, number: int | np.integer) -> Path:
         return self.place / f"{number}.events"

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from seqattn.data import assemble
-from seqattn.data.blocks import BLOCK, block_rows, block_slices, scratch, take_sequences
+from seqattn.data.blocks import BLOCK, block_rows, block_slices, take_sequences
 from seqattn.data.clock import Clock
 from seqattn.data.events import object_array
 from seqattn.data.grid import Grid, find_grid, spread
@@ -394,17 +394,7 @@ class Sequences(Readers):
         labels
             The labels by their new codes.
         """
-        types = scratch(self.n_events, np.int32, self.types)
-        for part in block_slices(self.n_events):
-            types[part] = codes[self.types[part]]
-        if codes.min(initial=0) >= 0 or not (lost := types < 0).any():
-            return replace(self, types=types, labels=labels)
-        before = np.concatenate([[0], np.cumsum(lost)])
-        offsets = self.offsets - before[self.offsets]
-        context = self.context - (before[self.offsets[:-1] + self.context] - before[self.offsets[:-1]])
-        return replace(
-            self, times=self.times[~lost], types=types[~lost], offsets=offsets, context=context, labels=labels
-        )
+        return replace(self, **assemble.recoded_events(self, codes), labels=labels)
 
     def type_counts(self) -> np.ndarray:
         """Return how many events each type has, history included."""

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from seqattn.data.labels import decode_label, encode_label
+from seqattn.data.workplace import is_work
 from seqattn.errors import DataError
 
 __all__ = ["FolderWriter", "check_target", "is_saved", "open_arrays", "publish", "save_arrays"]
@@ -37,7 +38,12 @@ def save_arrays(
 
 
 def check_target(path: str | Path) -> Path:
-    """Return a folder that sequences can be written to; refuse one that is taken by something else.
+    """Return a folder that sequences can be written to, links followed; refuse what is taken by something else.
+
+    Parameters
+    ----------
+    path
+        The folder, which need not exist.
 
     Raises
     ------
@@ -47,13 +53,13 @@ def check_target(path: str | Path) -> Path:
     folder = Path(path)
     if folder.is_file():
         raise DataError(f"{str(folder)!r} is a file. Sequences are saved in a folder; choose another name.")
-    if folder.is_dir() and any(folder.iterdir()) and not is_saved(folder):
+    if folder.is_dir() and not is_saved(folder) and not all(is_work(other) for other in folder.iterdir()):
         raise DataError(f"The folder {str(folder)!r} holds other files. Choose an empty or a new folder.")
-    return folder
+    return folder.resolve()
 
 
 def _written(ids: np.ndarray) -> list[Any] | None:
-    return [encode_label(key) for key in ids.tolist()] if ids.dtype == object else None
+    return [encode_label(key, "Id") for key in ids.tolist()] if ids.dtype == object else None
 
 
 def _finish(
@@ -137,18 +143,31 @@ class FolderWriter:
 
 
 def publish(written: Path, folder: Path) -> None:
-    """Give a complete folder its final name; one with saved sequences that has the name makes way.
+    """Give a complete folder its final name; saved sequences that have the name are replaced, file by file.
+
+    Other files of the folder stay, and so does the folder itself, which may be a mount or somebody's current one.
 
     Parameters
     ----------
     written
         The folder, on the same file system.
     folder
-        Its final name. What it held is moved to a name beside ``written``.
+        Its final name.
+
+    Raises
+    ------
+    DataError
+        The name was taken by something else meanwhile.
     """
-    if folder.exists():
-        folder.rename(written.with_name(f"{written.name}-before"))
-    written.rename(folder)
+    if not check_target(folder).exists():
+        written.rename(folder)
+        return
+    names = {path.name for path in written.iterdir()}
+    (folder / "meta.json").unlink(missing_ok=True)
+    for name in names - {"meta.json"}:
+        (written / name).replace(folder / name)
+    (folder / ("ids.json" if "ids.npy" in names else "ids.npy")).unlink(missing_ok=True)
+    (written / "meta.json").replace(folder / "meta.json")
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

@@ -6,15 +6,17 @@ pyarrow is needed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from seqattn.data.workplace import work_folder
 from seqattn.errors import DataError, ParameterError, suggest
 
 __all__ = [
@@ -344,9 +346,12 @@ def write_frames(path: str | Path, frames: Iterable[pl.DataFrame]) -> int:
     ------
     ParameterError
         The ending is not known.
+    OSError
+        The file cannot be written; says why.
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     rows = write_frames(f"{folder}/x.csv", (pl.DataFrame({"n": [i]}) for i in range(3)))
     ...     print(rows, Path(folder, "x.csv").read_text().split())
@@ -356,11 +361,21 @@ def write_frames(path: str | Path, frames: Iterable[pl.DataFrame]) -> int:
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise ParameterError(f"{str(path)!r} ends in {path.suffix!r}. Use one of {', '.join(WRITERS)}.")
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        done = Path(folder, path.name)
+    with work_folder(path.parent) as folder:
+        done = folder / path.name
         rows = writer(done, frames)
         done.replace(path)
     return rows
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Make a failure to write, which polars tells as text, an error of the system."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0].removesuffix(".")
+        raise OSError(errno.EIO, f"The table cannot be written: {reason}") from error
 
 
 def _write_parquet(path: Path, frames: Iterable[pl.DataFrame]) -> int:
@@ -368,11 +383,13 @@ def _write_parquet(path: Path, frames: Iterable[pl.DataFrame]) -> int:
     rows, parts = 0, []
     for number, frame in enumerate(frames):
         parts.append(path.with_name(f"{number}.parquet"))
-        frame.write_parquet(parts[-1])
+        with _writing():
+            frame.write_parquet(parts[-1])
         rows += len(frame)
     if len(parts) == 1:
         parts[0].replace(path)
-    else:
+        return rows
+    with _writing():
         pl.scan_parquet(parts, glob=False).sink_parquet(path)
     return rows
 
@@ -381,7 +398,8 @@ def _write_csv(path: Path, frames: Iterable[pl.DataFrame]) -> int:
     rows = 0
     with path.open("wb") as file:
         for frame in frames:
-            frame.write_csv(file, include_header=not file.tell())
+            with _writing():
+                frame.write_csv(file, include_header=not file.tell())
             rows += len(frame)
     return rows
 
@@ -390,7 +408,8 @@ def _write_json_lines(path: Path, frames: Iterable[pl.DataFrame]) -> int:
     rows = 0
     with path.open("wb") as file:
         for frame in frames:
-            frame.write_ndjson(file)
+            with _writing():
+                frame.write_ndjson(file)
             rows += len(frame)
     return rows
 

@@ -13,10 +13,7 @@ import polars as pl
 
 from seqattn import hawkes
 from seqattn.data import catalog
-from seqattn.data.prepare import is_table_of_events
 from seqattn.data.sequences import Sequences
-from seqattn.data.splits import split_sequences
-from seqattn.data.store import is_saved
 from seqattn.errors import ParameterError, suggest
 from seqattn.hawkes.ahead import horizon_caption, horizon_columns
 from seqattn.hawkes.comparing import cases as cases
@@ -24,6 +21,11 @@ from seqattn.hawkes.comparing import deviations as deviations
 from seqattn.hawkes.diagnose import plot_intensity
 from seqattn.hawkes.estimator import SAHP
 from seqattn.hawkes.likelihood import CONVENTIONS
+from seqattn.hawkes.loading import load_new as load_new
+from seqattn.hawkes.loading import load_split as load_split
+from seqattn.hawkes.loading import reading as reading
+from seqattn.hawkes.loading import reading_options, remembered
+from seqattn.hawkes.loading import splits as splits
 from seqattn.hawkes.metrics import table_rows
 from seqattn.hawkes.process import PointProcess
 from seqattn.hawkes.simulating import Paths
@@ -47,7 +49,6 @@ SPLITS = catalog.SPLITS
 EVALUATION: dict[str, tuple[str, ...] | None] = {"convention": CONVENTIONS, "horizon": None, "seed": None}
 SIMULATION = ("n_paths", "until", "horizon", "max_events", "start", "method", "seed")
 
-_COLUMNS = {"seq": "seq_id", "time": "t", "type": "k"}
 # Constructor arguments that a run states elsewhere than among its settings.
 _ELSEWHERE = {
     "random_state": "--seed",
@@ -81,82 +82,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
     "Pattern": (),
 }
-
-
-def load_split(data: str | Path, split: str, **read: Any) -> Sequences:
-    """Load one split of a known data set or folder, or a whole file.
-
-    Parameters
-    ----------
-    data
-        Known name, folder with ``train``/``dev``/``test`` files, or file.
-    split
-        ``"train"``, ``"dev"`` or ``"test"``; a file has no splits and is read whole.
-    read
-        Reading options, as in :meth:`seqattn.Sequences.from_table`.
-
-    Raises
-    ------
-    DataError
-        The data cannot be found or used.
-    ParameterError
-        There is no such reading option.
-    """
-    check_names(read, _read_options(), "a reading option")
-    return catalog.load_split(data, split, **read)
-
-
-def _read_options() -> list[str]:
-    table, file = inspect.signature(Sequences.from_table), inspect.signature(Sequences.read)
-    return [
-        name
-        for name, parameter in {**table.parameters, **file.parameters}.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-
-
-def splits(
-    data: str | Path,
-    roles: Sequence[str] = ("train", "dev"),
-    *,
-    share: float | None = 0.1,
-    seed: int = 0,
-    **read: Any,
-) -> dict[str, Sequences]:
-    """Load the parts that training needs; a single file is cut at random into them.
-
-    Parameters
-    ----------
-    data, read
-        As in :func:`load_split`.
-    roles
-        Which parts: ``"train"``, ``"dev"``, ``"test"``.
-    share
-        Share of a single file's sequences for each part but ``"train"``; None keeps the file whole for training.
-    seed
-        Seed of the cut.
-
-    Returns
-    -------
-    Sequences by role. With ``share=None`` a single file gives ``"train"`` only.
-
-    Raises
-    ------
-    DataError
-        The data cannot be found or used, or hold too few sequences to be cut.
-    """
-    if not _is_one_table(data):
-        return {role: load_split(data, role, **read) for role in roles}
-    rest, parts = load_split(data, "train", **read), {}
-    for number, role in enumerate(role for role in roles if role != "train" and share is not None):
-        kept, cut = split_sequences(len(rest), float(share or 0.0), np.random.default_rng([seed, number]))
-        parts[role], rest = rest.select(cut), rest.select(kept)
-    return {"train": rest, **parts}
-
-
-def _is_one_table(data: str | Path) -> bool:
-    """Tell a file or a saved folder from a folder of splits and from a known name."""
-    return Path(data).is_file() or is_saved(data)
 
 
 def describe(X: Sequences) -> str:
@@ -205,12 +130,13 @@ def build(
         )
     kind = getattr(hawkes, MODELS[model])
     parameters = inspect.signature(kind.__init__).parameters
+    check_names(read or {}, reading_options(), "a reading option")
     settings = _checked(settings, parameters, model)
     if device not in (None, "auto", "cpu") and "device" not in parameters:
         raise ParameterError(
             f"The model {model!r} runs on the CPU only, but device={device!r} was asked for."
         )
-    given = {"random_state": seed, "device": device, **_remembered(read or {})}
+    given = {"random_state": seed, "device": device, **remembered(read or {})}
     usual = {name: value for name, value in given.items() if name in parameters and value is not None}
     estimator: PointProcess = kind(**{**usual, **settings})
     return estimator
@@ -243,30 +169,6 @@ def _converted(name: str, value: Any, annotation: str) -> Any:
     ):
         raise ParameterError(f"{name}={value!r} is of the wrong kind. Allowed: {' or '.join(words)}.")
     return value
-
-
-def _remembered(read: Mapping[str, Any]) -> dict[str, Any]:
-    columns = {_COLUMNS[key]: value for key, value in read.items() if key in _COLUMNS}
-    window = read.get("window")
-    return {"columns": columns or None, "window": tuple(window) if isinstance(window, list) else window}
-
-
-def reading(model: PointProcess) -> dict[str, Any]:
-    """Return the reading options that a fitted model remembers.
-
-    Parameters
-    ----------
-    model
-        A fitted point process.
-    """
-    names = {column: key for key, column in _COLUMNS.items()}
-    options = {names[column]: name for column, name in (model.columns or {}).items()}
-    usual = inspect.signature(type(model).__init__).parameters["window"].default
-    return (
-        options
-        if isinstance(model.window, str) and model.window == usual
-        else {**options, "window": model.window}
-    )
 
 
 def settings(model: PointProcess) -> dict[str, Any]:
@@ -333,32 +235,6 @@ def epoch_objective(model: PointProcess, record: Mapping[str, Any]) -> float:
         The epoch's record, see :class:`seqattn.train.history.History`.
     """
     return -float(record["valid_loss"]) - float(np.log(model.scale_))
-
-
-def load_new(
-    model: PointProcess, data: str | Path, split: str, into: Path | None = None, **read: Any
-) -> Sequences:
-    """Load data for a fitted model, with its types.
-
-    Parameters
-    ----------
-    model
-        A fitted point process.
-    data, split, read
-        As in :func:`load_split`. For a file or folder the reading options replace those that the model remembers.
-    into
-        Folder where the events of a Parquet file are put, so that they need not fit in memory; None reads them into it.
-
-    Raises
-    ------
-    DataError
-        The data cannot be used, or hold types that the model does not know.
-    """
-    known = {"labels": model.labels_, "unknown": model.unknown}
-    options = {**known, **(reading(model) if catalog.is_on_disk(data) else {}), **read}
-    if into is not None and is_table_of_events(data, options.get("time", "t")):
-        return Sequences.prepare(data, into, **options)
-    return load_split(data, split, **options)
 
 
 def evaluate(model: PointProcess, X: Sequences, **options: Any) -> dict[str, Any]:

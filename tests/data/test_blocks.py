@@ -1,3 +1,6 @@
+import os
+import shutil
+import tempfile
 import warnings
 
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 from seqattn.data import blocks, sequences
 from seqattn.data.blocks import block_rows, scratch, take_sequences
 from seqattn.data.sequences import Sequences
+from seqattn.errors import SeqattnWarning
 
 RNG = np.random.default_rng(3)
 LENGTHS = [0, 3, 1, 0, 7, 2, 2, 12, 0, 1, 0]
@@ -55,6 +59,27 @@ def test_rows_of_a_saved_folder_are_copied_into_a_file(tmp_path, monkeypatch):
     assert opened.relabel([3, 2, 1, 0]).digest() == data.relabel([3, 2, 1, 0]).digest()
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_events_of_unknown_types_are_dropped_block_by_block(tmp_path, monkeypatch, size):
+    pairs = [(np.sort(RNG.random(n)), RNG.integers(0, 4, n)) for n in LENGTHS if n]
+    data = Sequences.from_lists(pairs, labels=4)  # the first event of each sequence is history
+    data.save(tmp_path)
+    opened, usual = Sequences.open(tmp_path), Sequences.blocks
+    monkeypatch.setattr(blocks, "_SMALL", 8)
+    monkeypatch.setattr(Sequences, "blocks", lambda self: usual(self, size))
+    with pytest.warns(SeqattnWarning, match="not among the labels"):
+        kept = opened.relabel([3, 1], unknown="ignore")
+    assert isinstance(kept.times, np.memmap)
+    assert isinstance(kept.types, np.memmap)
+    for i in range(len(data)):
+        times, types = data.sequence(i)
+        known = np.isin(types, [3, 1])
+        assert kept.sequence(i)[0].tolist() == times[known].tolist()
+        assert kept.label_array(kept.sequence(i)[1]).tolist() == types[known].tolist()
+        assert kept.context[i] == known[: data.context[i]].sum()
+    assert (kept.start.tolist(), kept.end.tolist()) == (data.start.tolist(), data.end.tolist())
+
+
 def test_values_are_taken_block_by_block(monkeypatch):
     values = np.arange(50.0)
     begin, offsets = np.array([40, 3, 10]), np.array([0, 5, 5, 12])
@@ -69,6 +94,39 @@ def test_values_are_taken_block_by_block(monkeypatch):
 
 def test_what_comes_from_memory_stays_there():
     assert not isinstance(scratch(1 << 23, np.float64, np.zeros(3)), np.memmap)
+
+
+def mapped(folder):
+    np.save(folder / "a.npy", np.arange(4.0))
+    return np.load(folder / "a.npy", mmap_mode="r")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot take room in advance")
+def test_the_room_of_a_result_is_taken_at_once(tmp_path):
+    with blocks._reserved(tmp_path, 1 << 20) as file:
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20, (
+            "a sparse file ends in SIGBUS on a full disk"
+        )
+
+
+def test_where_nothing_can_be_written_the_folder_for_temporary_files_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "_SMALL", 8)
+    (tmp_path / "data").mkdir()
+    like = mapped(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    result = scratch(9, np.int32, like)
+    result[:] = np.arange(9)
+    assert isinstance(result, np.memmap)
+    assert result.tolist() == list(range(9))
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "_SMALL", 8)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    like = mapped(tmp_path)
+    with pytest.raises(OSError, match="no room for 8,000,000,000,000,000,000 bytes in .*TMPDIR") as caught:
+        scratch(10**18, np.float64, like)
+    assert str(tmp_path / "none") in str(caught.value)
 
 
 def test_a_sample_holds_whole_sequences_and_no_more_events_than_asked_for():

@@ -1,5 +1,6 @@
 import datetime as dt
 import json
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,8 @@ from seqattn.data.labels import (
 )
 from seqattn.errors import DataError, ParameterError
 
+YEARS = (dt.datetime.min + dt.timedelta(9), dt.datetime.max - dt.timedelta(9))  # noqa: DTZ901 - hypothesis asks so
+
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -25,6 +28,14 @@ scalars = st.one_of(
     st.text(),
     st.binary(),
     st.dates(),
+    st.times().map(lambda time: time.replace(fold=0)),
+    st.timedeltas(),
+    st.decimals(allow_nan=False),
+    st.builds(
+        lambda moment, zone: moment.replace(fold=0).astimezone(ZoneInfo(zone)),
+        st.datetimes(*YEARS, timezones=st.just(dt.UTC)),
+        st.sampled_from(["Europe/Berlin", "UTC"]),
+    ),
     st.datetimes(timezones=st.sampled_from([None, dt.UTC])).map(lambda moment: moment.replace(fold=0)),
 )
 
@@ -45,6 +56,10 @@ def test_numpy_labels_are_written_as_python_ones():
 def test_a_label_that_cannot_be_written_is_refused():
     with pytest.raises(DataError, match=r"frozenset.*Use text, numbers, dates"):
         encode_label(frozenset({1}))
+    with pytest.raises(DataError, match="^Id frozenset"):
+        encode_label(frozenset({1}), "Id")
+    with pytest.raises(DataError, match="no time zone 'Nowhere/None'"):
+        decode_label({"datetime": ["2024-01-01T00:00:00+00:00", "Nowhere/None"]})
     with pytest.raises(DataError, match="is not a label"):
         decode_label({"what": 1})
 
@@ -70,6 +85,26 @@ def test_labels_that_cannot_be_sorted_come_in_order_of_appearance():
     codes, labels = code_labels(series_of_labels(["b", 1, (2, 3), "b"]))
     assert labels == ("b", 1, (2, 3))
     assert codes.tolist() == [0, 1, 2, 0]
+
+
+def nights_end():
+    """Return four moments half an hour apart, of which Python's dates take the last two for the first two."""
+    moments = pl.Series([1603584000 + 1800 * i for i in range(4)]) * 1000
+    return moments.cast(pl.Datetime("ms", "Europe/Berlin"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series([1_001, 1_002]).cast(pl.Datetime("ns")),
+        pl.Series([1_001, 1_002]).cast(pl.Time),
+        nights_end(),
+    ],
+    ids=["nanoseconds", "times of day", "the end of summer time"],
+)
+def test_types_that_python_cannot_tell_apart_are_refused(values):
+    with pytest.raises(DataError, match="are the same label .* Cast the column to text"):
+        code_labels(values)
 
 
 def test_unhashable_labels_are_refused():

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import warnings
@@ -74,6 +75,41 @@ def test_pieces_give_what_memory_gives(tmp_path, frame, options, piece):
     assert isinstance(mapped.times, np.memmap)
     assert said == heard
     assert [type(label) for label in mapped.labels] == [type(label) for label in whole.labels]
+
+
+IDS = {
+    "nanoseconds": pl.Series([1_001, 1_002, 1_001, 1_003]).cast(pl.Datetime("ns")),
+    "the end of summer time": (1603584000_000 + pl.Series(range(0, 7200_000, 1800_000))).cast(
+        pl.Datetime("ms", "Europe/Berlin")
+    ),
+    "times of day": pl.Series([1, 2, 1, 3]).cast(pl.Time),
+    "spans": pl.Series([1, 2, 1, 3]).cast(pl.Duration("ns")),
+    "days": pl.Series([1, 2, 1, 3]).cast(pl.Date),
+    "decimals": pl.Series([1, 2, 1, 3]).cast(pl.Decimal(10, 2)),
+    "64 bits without a sign": pl.Series([2**63 + 1, 5, 2**63 + 1, 5], dtype=pl.UInt64),
+    "128 bits": pl.Series([2**70, 5, 2**70, -(2**80)], dtype=pl.Int128),
+    "bytes": pl.Series([b"a", b"b", b"a", b"c"]),
+}
+
+
+@pytest.mark.parametrize("sort", [False, True])
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_of_every_kind_stay_apart_and_come_back(tmp_path, kind, sort):
+    frame = pl.DataFrame({"seq_id": IDS[kind], "t": [1.0, 2.0, 3.0, 4.0], "k": ["a", "b", "a", "b"]})
+    (mapped, _), (whole, _) = both(frame, tmp_path, 2, sort=sort)
+    assert mapped.digest() == whole.digest()
+    assert len(mapped) == frame["seq_id"].n_unique()
+    assert mapped.id_columns().equals(whole.id_columns())
+    assert mapped.id_columns().schema == whole.id_columns().schema
+
+
+@pytest.mark.parametrize("ids", [[[1], [1], [2], [2]], [{"a": 1}] * 4])
+def test_ids_that_are_no_single_value_are_refused(tmp_path, ids):
+    frame = pl.DataFrame({"seq_id": ids, "t": [1.0, 2.0, 3.0, 4.0], "k": ["a", "b", "a", "b"]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    for read in (lambda path: Sequences.prepare(path, tmp_path / "out"), Sequences.read):
+        with pytest.raises(DataError, match="Column 'seq_id' holds .*An id must be one value"):
+            read(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3])
@@ -189,6 +225,64 @@ def test_options_and_folders_are_checked_first(tmp_path):
         Sequences.prepare(tmp_path / "a.parquet", tmp_path)
 
 
+SENSELESS = {
+    "data=None": "None is no path of a Parquet file",
+    "data=5": "5 is no path of a Parquet file",
+    "data=[5]": "5 is no path of a Parquet file",
+    "folder=None": "folder=None is no path",
+    "folder=''": "folder='' is no path",
+    "time=[1]": "time=[1] is no name of a column",
+    "seq=1": "seq=1 is no name of a column",
+    "type=None": "type=None is no name of a column",
+    "sort='maybe'": "sort='maybe' is neither True nor False",
+    "drop_duplicates='maybe'": "drop_duplicates='maybe' is neither True nor False",
+    "chunk='abc'": "chunk='abc' must be a whole number",
+    "chunk=2.5": "chunk=2.5 must be a whole number",
+}
+# In a process of its own: the runtime checks of the tests would refuse these kinds before the package does.
+REFUSALS = """
+import json, sys
+from seqattn import Sequences
+from seqattn.errors import ParameterError
+def told(call):
+    try:
+        call()
+    except ParameterError as error:
+        return str(error)
+answers = {}
+for text in json.loads(sys.argv[1]):
+    given = eval(f"dict({text})")
+    answers[text] = [told(lambda: Sequences.prepare(**{"data": "a.parquet", "folder": "out", **given}))]
+    if not given.keys() & {"data", "folder"}:
+        answers[text].append(told(lambda: Sequences.read("a.parquet", **given)))
+print(json.dumps(answers))
+"""
+
+
+def test_what_makes_no_sense_is_refused_with_a_sentence(tmp_path, run_python):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    done = run_python(REFUSALS, json.dumps(list(SENSELESS)))
+    assert done.returncode == 0, done.stderr
+    for text, answers in json.loads(done.stdout).items():
+        assert all(SENSELESS[text] in (answer or "") for answer in answers), (text, answers)
+
+
+def test_hidden_files_are_no_parts_of_a_table(tmp_path):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    for name in ("._a.parquet", ".b.parquet", "_metadata.parquet"):
+        (tmp_path / name).write_bytes(b"for another program")
+    assert len(Parts(tmp_path).paths) == 1
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        Parts(tmp_path / "._a.parquet")
+
+
+def test_parts_in_several_folders_may_all_be_called_train(tmp_path):
+    for month in ("feb", "jan"):
+        (tmp_path / month).mkdir()
+        MIXED.write_parquet(tmp_path / month / "train.parquet")
+    assert len(Parts([tmp_path / "jan" / "train.parquet", tmp_path / "feb" / "train.parquet"]).paths) == 2
+
+
 def test_a_result_before_stays_until_the_new_one_is_complete(tmp_path):
     MIXED.write_parquet(tmp_path / "a.parquet")
     MIXED.with_columns(t=None).write_parquet(tmp_path / "b.parquet")
@@ -200,6 +294,82 @@ def test_a_result_before_stays_until_the_new_one_is_complete(tmp_path):
     after = Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out", window="max", ties="jitter")
     assert Sequences.open(tmp_path / "out").digest() == after.digest() != before.digest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet", "out"]
+
+
+@pytest.mark.filterwarnings("ignore::seqattn.errors.SeqattnWarning")
+def test_other_files_of_the_folder_stay_even_the_source(tmp_path):
+    target = tmp_path / "out"
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    first = Sequences.prepare(tmp_path / "a.parquet", target)
+    (target / "notes.txt").write_text("mine")
+    NAMED.write_parquet(target / "b.parquet")
+    second = Sequences.prepare(target / "b.parquet", target)
+    assert Sequences.open(target).digest() == second.digest() == Sequences.from_table(NAMED).digest()
+    assert (target / "notes.txt").read_text() == "mine"
+    assert pl.read_parquet(target / "b.parquet").equals(NAMED.with_columns(pl.col("k").cast(pl.Categorical)))
+    assert (target / "ids.json").exists()
+    assert not (target / "ids.npy").exists()
+    assert first.times.tolist() == Sequences.from_table(MIXED).times.tolist(), "what is open keeps its file"
+    assert Sequences.prepare(tmp_path / "a.parquet", target).ids.tolist() == first.ids.tolist()
+    assert not any(path.name.startswith(".") for path in target.iterdir())
+
+
+@pytest.mark.parametrize("target", ["link", "dangling", ".", "../real/../other"])
+def test_the_folder_may_be_a_link_or_the_current_one(tmp_path, monkeypatch, target):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    place = tmp_path / "here"
+    for folder in (place, tmp_path / "real"):
+        folder.mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(place)
+    named = tmp_path / target if target in ("link", "dangling") else Path(target)
+    inode = named.resolve().stat().st_ino if named.exists() else None
+    data = Sequences.prepare(tmp_path / "a.parquet", named, ties="jitter")
+    assert Sequences.open(named).digest() == data.digest()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "dangling").is_symlink()
+    assert inode in (None, named.resolve().stat().st_ino), "the folder was replaced"
+
+
+def test_a_folder_that_is_filled_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "out").mkdir()
+    usual = Sequences.recode
+
+    def late(self, *given):
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        return usual(self, *given)
+
+    monkeypatch.setattr(Sequences, "recode", late)
+    with pytest.raises(DataError, match="holds other files"):
+        Sequences.prepare(tmp_path / "a.parquet", tmp_path / "out", ties="jitter")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_table_is_read(tmp_path):
+    MIXED.with_columns(t=None).write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParameterError, match=r"file.out' cannot be made: .*\. Choose another name"):
+        Sequences.prepare(tmp_path / "a.parquet", tmp_path / "file" / "out")
+
+
+FULL = """
+import resource, sys
+from seqattn.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.argv = ["seqattn", "datasets", "prepare", "a.parquet", "--output", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of files are POSIX")
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, run_python):
+    MIXED.write_parquet(tmp_path / "a.parquet")
+    done = run_python(FULL, "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"Error: File too large: '{tmp_path}'."]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
 def test_no_more_than_a_piece_is_read_at_once(tmp_path):

@@ -307,3 +307,28 @@ def test_parquet_is_readable_by_others(tmp_path):
     write_frames(tmp_path / "x.parquet", (FRAME for _ in range(4)))
     file = parquet.ParquetFile(tmp_path / "x.parquet")
     assert file.metadata.num_rows == 12
+
+
+WRITE = """
+import resource, sys
+import polars as pl
+from seqattn.data.table import write_frames
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+frame = pl.DataFrame({"n": range(5000)})
+for ending in ("csv", "parquet", "jsonl"):
+    for frames in ([frame], [frame[:1], frame]):
+        try:
+            write_frames(f"x.{ending}", frames)
+        except OSError as error:
+            print(error.strerror)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of files are POSIX")
+def test_a_table_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path, run_python):
+    done = run_python(WRITE)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6, done.stderr
+    assert all(line.startswith("The table cannot be written: ") for line in lines), lines
+    assert all("File too large" in line for line in lines), lines
+    assert list(tmp_path.iterdir()) == []

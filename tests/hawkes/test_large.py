@@ -97,17 +97,17 @@ def test_no_sequences_have_an_empty_table_of_forecasts(fitted, table):
 
 def test_new_data_come_in_pieces_where_a_folder_is_given(fitted, table, tmp_path):
     table.write_parquet(tmp_path / "a.parquet")
-    mapped = task.load_new(fitted, tmp_path / "a.parquet", "test", into=tmp_path / "events")
+    mapped = task.load_new(fitted, tmp_path / "a.parquet", "test", tmp_path / "events")
     assert isinstance(mapped.times, np.memmap)
     assert mapped.digest() == task.load_new(fitted, tmp_path / "a.parquet", "test").digest()
     lists = table.group_by("seq_id", maintain_order=True).agg("t", "k")
     lists.write_parquet(tmp_path / "b.parquet")
-    read = task.load_new(fitted, tmp_path / "b.parquet", "test", into=tmp_path / "more")
+    read = task.load_new(fitted, tmp_path / "b.parquet", "test", tmp_path / "more")
     assert read.n_events == mapped.n_events
     assert not (tmp_path / "more").exists()
     table.with_columns(k=pl.lit("strange")).write_parquet(tmp_path / "c.parquet")
     with pytest.raises(DataError, match="'strange'"):
-        task.load_new(fitted, tmp_path / "c.parquet", "test", into=tmp_path / "more")
+        task.load_new(fitted, tmp_path / "c.parquet", "test", tmp_path / "more")
 
 
 def test_the_commands_prepare_and_predict_from_parquet_to_parquet(fitted, table, tmp_path):
@@ -128,6 +128,30 @@ def test_the_commands_prepare_and_predict_from_parquet_to_parquet(fitted, table,
         assert pl.read_parquet(output).equals(whole)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["1.parquet", "2.parquet", "a.parquet", "events", "model.safetensors"]
+
+
+def test_reading_options_of_a_run_are_for_tables_not_for_saved_folders(table, tmp_path):
+    shuffled = table.rename({"t": "when"}).sample(fraction=1.0, shuffle=True, seed=1)
+    read = {"time": "when", "sort": True, "window": [0, 1000]}
+    options = [word for name, value in read.items() for word in ("--read", f"{name}={str(value).lower()}")]
+    (tmp_path / "splits").mkdir()
+    raw, events, split = tmp_path / "a.parquet", tmp_path / "events", tmp_path / "splits" / "test"
+    shuffled.write_parquet(raw)
+    shuffled.with_columns(k=pl.lit("strange")).write_parquet(tmp_path / "b.parquet")
+    for folder in (events, split):
+        Sequences.prepare(raw, folder, **read)
+    line = ["fit", "hawkes", "--model", "poisson", "--data", raw, *options, "--output", tmp_path / "run"]
+    assert CliRunner().invoke(cli, list(map(str, line))).exit_code == 0
+    tables = []
+    for data in (raw, events, tmp_path / "splits"):
+        done = CliRunner().invoke(cli, ["predict", str(tmp_path / "run"), "--data", str(data)])
+        assert done.exit_code == 0, done.output
+        tables.append(done.stdout)
+    assert tables[0] == tables[1] == tables[2]
+    asked = ["predict", str(tmp_path / "run"), "--data", str(events), "--read", "sort=true"]
+    done = CliRunner().invoke(cli, asked)
+    assert done.exit_code == 2
+    assert "'sort' does not apply" in done.stderr
 
 
 def test_baselines_of_many_events_are_fitted_to_a_sample(table, monkeypatch):

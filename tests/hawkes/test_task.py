@@ -77,7 +77,7 @@ def test_reading_options_are_those_of_the_readers(folder):
     assert task.load_split(folder, "train", window="max").window == "max"
     for reader in (seqattn.Sequences.from_table, seqattn.Sequences.read):
         names = [name for name, p in inspect.signature(reader).parameters.items() if p.kind is p.KEYWORD_ONLY]
-        assert set(names) <= set(task._read_options())
+        assert set(names) <= set(task.reading_options())
     with pytest.raises(ParameterError, match=r"'windw' is not a reading option\..* Did you mean 'window'"):
         task.load_split(folder, "train", windw="max")
 
