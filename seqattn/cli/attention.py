@@ -24,9 +24,8 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise ParameterError(
-            f"--{(parameter.name or '').removesuffix('s')} must be whole numbers above 0 such as 512,4096, got {value!r}."
-        )
+        name = (parameter.name or "").removesuffix("s")
+        raise ParameterError(f"--{name} must be whole numbers above 0 such as 512,4096, got {value!r}.")
     return found
 
 

@@ -33,7 +33,10 @@ HOMES = {
     "random": set(),  # Python's generator is shared by the whole process
     "optuna": {f"tune/{name}.py" for name in ("desk", "draws", "search", "storage")},
     "sqlalchemy": {"tune/storage.py"},
-    "click": {f"cli/{name}.py" for name in ("__init__", "attention", "console", "datasets", "reproduction", "tuning")},
+    "click": {
+        f"cli/{name}.py"
+        for name in ("__init__", "attention", "console", "datasets", "reproduction", "tuning")
+    },
     "pandas": {"data/table.py"},
     "joblib": {"reproduce/pool.py"},
     "distributed": {"reproduce/pool.py"},
