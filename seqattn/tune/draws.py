@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-__all__ = ["NewSettings", "distributions"]
+__all__ = ["NewSettings", "distributions", "draw"]
 
 # A space with so few free settings that this many draws find none is as good as used up.
 _TRIES = 20
@@ -36,6 +36,25 @@ def _distribution(rule: Mapping[str, Any]) -> BaseDistribution:
     if rule["type"] == "choice":
         return CategoricalDistribution(rule["choices"])
     return _KINDS[rule["type"]](rule["low"], rule["high"], log=rule.get("log", False))
+
+
+def draw(trial: optuna.Trial, space: Mapping[str, BaseDistribution]) -> None:
+    """Give a trial the settings that it does not have yet.
+
+    Parameters
+    ----------
+    trial
+        A trial that runs.
+    space
+        What is drawn from.
+    """
+    for name, rule in space.items():
+        if isinstance(rule, CategoricalDistribution):
+            trial.suggest_categorical(name, rule.choices)
+        elif isinstance(rule, IntDistribution):
+            trial.suggest_int(name, rule.low, rule.high, log=rule.log)
+        elif isinstance(rule, FloatDistribution):
+            trial.suggest_float(name, rule.low, rule.high, log=rule.log)
 
 
 class NewSettings(optuna.samplers.TPESampler):

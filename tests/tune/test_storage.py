@@ -20,7 +20,8 @@ import pytest
 from small_events import write_splits
 
 from seqattn.errors import MissingDependencyError, ParameterError, SeqattnError
-from seqattn.train.search import Plan, Space
+from seqattn.train.search import Plan
+from seqattn.train.space import Space
 from seqattn.tune import tune
 from seqattn.tune.desk import Desk
 from seqattn.tune.storage import claims_lock, explained, open_storage, shown
@@ -173,9 +174,8 @@ def test_an_interrupted_trial_goes_back_into_the_database(plan):
     assert (again.number, again.params) == (first.number, first.params)
 
 
-def test_the_lock_of_a_study_keeps_others_out(plan, url, tmp_path):
-    storage = open_storage(url)
-    mine, theirs, other = (claims_lock(storage, url, name, tmp_path) for name in ("one", "one", "another"))
+def test_the_lock_of_a_study_keeps_others_out(url):
+    mine, theirs, other = (claims_lock(url, name) for name in ("one", "one", "another"))
     order: list[str] = []
 
     def wait() -> None:
