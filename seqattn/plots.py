@@ -20,6 +20,8 @@ __all__ = ["plot_front", "plot_importance", "plot_parallel", "plot_trials"]
 
 # An axis with this many different values shows them at equal distances.
 _FEW = 6
+# Dots per inch.
+_DOTS = 120
 # Longest name of a starting point that is written in full.
 _LONG = 24
 # Places of a text beside a point, in the order in which they are tried: to the right or left, above or below.
@@ -75,7 +77,7 @@ def plot_trials(trials: Sequence[Mapping[str, Any]], path: str | Path, objective
     axes.ticklabel_format(axis="y", useOffset=False)
     figure.legend(loc="outside upper center", ncols=5)
     _label(figure, axes, [_tag(trial, floor) for trial in trials if trial["value"] is not None])
-    figure.savefig(Path(path), dpi=120)
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
 
 
@@ -89,6 +91,7 @@ def _tag(trial: Mapping[str, Any], floor: float) -> tuple[str, tuple[float, floa
 
 def _label(figure: Any, axes: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -> None:
     """Write texts beside points where they neither overlap nor leave the axes; what has no place is left out."""
+    figure.set_dpi(_DOTS)
     figure.draw_without_rendering()
     frame, taken = axes.bbox, list[Any]()
     for text, point in labels:
@@ -137,7 +140,7 @@ def plot_importance(importance: Mapping[str, float], path: str | Path) -> Path:
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel("importance (share of the spread of the objective)")
     axes.margins(x=0.1)
-    figure.savefig(Path(path), dpi=120)
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
 
 
@@ -151,7 +154,7 @@ def _texts(values: Sequence[Any], digits: int = 3) -> list[str]:
 
 
 def _places(values: Sequence[Any], rule: Mapping[str, Any]) -> tuple[list[float], dict[float, str]]:
-    """Return where the values of a setting lie on an axis from 0 to 1, and its marks; ``rule`` says how it was drawn."""
+    """Return where the values of a setting lie on an axis from 0 to 1, and its marks, by the rule of the search."""
     is_word = any(not isinstance(value, int | float) or isinstance(value, bool) for value in values)
     # Lists are values too, and cannot be sorted or looked up.
     distinct = list({str(value) if is_word else value: value for value in values}.values())
@@ -214,7 +217,7 @@ def plot_parallel(outcome: Outcome, path: str | Path, objective: str) -> Path:
     axes.set_title(f"{len(complete)} complete {trials} of {len(outcome.trials)}", fontsize=10)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(Path(path), dpi=120)
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
 
 
@@ -298,5 +301,5 @@ def plot_front(outcome: Outcome, path: str | Path, objective: str) -> Path:
     if front_first and front_first[0]["number"] == outcome.best_trial:
         labels[0] = (f"{labels[0][0]} (refitted)", labels[0][1])
     _label(figure, axes, labels)
-    figure.savefig(Path(path), dpi=120)
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
