@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,7 +77,11 @@ class NewSettings(optuna.samplers.TPESampler):
         space: Mapping[str, BaseDistribution],
         is_taken: Callable[[Mapping[str, Any]], bool],
     ) -> None:
-        super().__init__(seed=seed)
+        with warnings.catch_warnings():
+            # Optuna calls both experimental: settings that go together are drawn together, and what runs elsewhere is
+            # not proposed again.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(seed=seed, multivariate=True, constant_liar=True)
         self._free = {name: rule for name, rule in space.items() if not rule.single()}
         self._is_taken = is_taken
 
