@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,12 @@ __all__ = ["plot_bench", "plot_front", "plot_importance", "plot_parallel", "plot
 
 # An axis with this many different values shows them at equal distances.
 _FEW = 6
-# Positive numbers whose largest is this many times the smallest are shown on a logarithmic axis.
-_WIDE = 30.0
+# Dots per inch.
+_DOTS = 120
+# Longest name of a starting point that is written in full.
+_LONG = 24
+# Places of a text beside a point, in the order in which they are tried: to the right or left, above or below.
+_CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
 def _kind(trial: Mapping[str, Any]) -> str:
@@ -56,21 +61,58 @@ def plot_trials(trials: Sequence[Mapping[str, Any]], path: str | Path, objective
     floor = low - 1.5 * (high - low) if high > low else min(complete)
     for state, mark, color in (("complete", "o", "C0"), ("pruned", "x", "0.6"), ("over a limit", "s", "C3")):
         chosen = [trial for trial in trials if _kind(trial) == state and trial["value"] is not None]
-        if state == "over a limit" and not chosen:
+        if not chosen:
             continue
         numbers, values = [trial["number"] for trial in chosen], [trial["value"] for trial in chosen]
         axes.plot(numbers, np.maximum(values, floor), mark, color=color, label=f"{state} ({len(chosen)})")
-        if state == "complete" and chosen:
+        if state == "complete":
             best = np.maximum(np.maximum.accumulate(values), floor)
             axes.step(numbers, best, where="post", color="C1", label="best so far")
-    for trial in (trial for trial in trials if trial["value"] is not None):
-        below = f"{number(trial['value'], 3)} ↓" if trial["value"] < floor else ""
-        axes.annotate(f" {trial['name'] or ''} {below}", (trial["number"], max(trial["value"], floor)))
+    if n_failed := sum(trial["state"] == "fail" for trial in trials):
+        axes.plot([], [], " ", label=f"failed ({n_failed})")
     axes.set_xlabel("trial")
     axes.set_ylabel(objective)
-    axes.legend()
-    figure.savefig(Path(path), dpi=120)
+    axes.margins(0.08)
+    axes.set_xlim(-0.5, max([1, *(trial["number"] for trial in trials)]) + 0.5)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    figure.legend(loc="outside upper center", ncols=5)
+    _label(figure, axes, [_tag(trial, floor) for trial in trials if trial["value"] is not None])
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
+
+
+def _tag(trial: Mapping[str, Any], floor: float) -> tuple[str, tuple[float, float]]:
+    """Return the name of a trial, its value if it lies below the picture, and where that is written."""
+    name = textwrap.shorten(str(trial["name"] or ""), _LONG, placeholder="...")
+    name = name if name != "..." else f"{str(trial['name'])[: _LONG - 3]}..."
+    below = f"{number(trial['value'], 3)} ↓" if trial["value"] < floor else ""
+    return f"{name} {below}".strip(), (trial["number"], max(trial["value"], floor))
+
+
+def _label(figure: Any, axes: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -> None:
+    """Write texts beside points where they neither overlap nor leave the axes; what has no place is left out."""
+    figure.set_dpi(_DOTS)
+    figure.draw_without_rendering()
+    frame, taken = axes.bbox, list[Any]()
+    for text, point in labels:
+        for right, up in _CORNERS if text else ():
+            note = axes.annotate(
+                text,
+                point,
+                (4 * right, 4 * up),
+                textcoords="offset points",
+                ha="left" if right > 0 else "right",
+                va="bottom" if up > 0 else "top",
+                fontsize=8,
+            )
+            box = note.get_window_extent().padded(
+                2.0
+            )  # it is saved with other dots, which letters are fitted to
+            is_inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+            if is_inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            note.remove()
 
 
 def plot_importance(importance: Mapping[str, float], path: str | Path) -> Path:
@@ -98,47 +140,51 @@ def plot_importance(importance: Mapping[str, float], path: str | Path) -> Path:
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel("importance (share of the spread of the objective)")
     axes.margins(x=0.1)
-    figure.savefig(Path(path), dpi=120)
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
 
 
-def _places(values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
-    """Return where values lie on an axis from 0 to 1, and its marks."""
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    if len(distinct) <= _FEW or any(isinstance(value, str | bool) for value in distinct):
-        spots = {value: (rank + 0.5) / len(distinct) for rank, value in enumerate(distinct)}
-        return [spots[value] for value in values], {spot: number(value, 3) for value, spot in spots.items()}
-    low, high = float(distinct[0]), float(distinct[-1])
-    is_wide = low > 0 and high / low >= _WIDE
-    heights = np.log(np.asarray(values, float)) if is_wide else np.asarray(values, float)
-    shares = (heights - heights.min()) / (heights.max() - heights.min())
-    marks = {}
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = low * (high / low) ** share if is_wide else low + (high - low) * share
-        marks[share] = number(value, 2 if is_wide else 3)
-    return shares.tolist(), marks
+def _texts(values: Sequence[Any], digits: int = 3) -> list[str]:
+    """Return values as short texts, with as many digits as it takes to tell them apart."""
+    for more in range(digits, 12):
+        texts = [number(value, more) for value in values]
+        if len(set(texts)) == len(texts):
+            break
+    return texts
 
 
-def plot_parallel(
-    trials: Sequence[Mapping[str, Any]], path: str | Path, objective: str, settings: Sequence[str], best: int
-) -> Path:
+def _places(values: Sequence[Any], rule: Mapping[str, Any]) -> tuple[list[float], dict[float, str]]:
+    """Return where the values of a setting lie on an axis from 0 to 1, and its marks, by the rule of the search."""
+    is_word = any(not isinstance(value, int | float) or isinstance(value, bool) for value in values)
+    # Lists are values too, and cannot be sorted or looked up.
+    distinct = list({str(value) if is_word else value: value for value in values}.values())
+    distinct.sort(key=number if is_word else float)
+    if is_word or len(distinct) <= _FEW:
+        marks = {(rank + 0.5) / len(distinct): text for rank, text in enumerate(_texts(distinct))}
+        spots = list(marks)
+        return [spots[distinct.index(value)] for value in values], marks
+    low, high, is_log = float(distinct[0]), float(distinct[-1]), bool(rule.get("log"))
+    heights = np.log(np.asarray(values, float)) if is_log else np.asarray(values, float)
+    places = (heights - heights.min()) / (heights.max() - heights.min())
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    ticks = [low * (high / low) ** share if is_log else low + (high - low) * share for share in shares]
+    return places.tolist(), dict(zip(shares, _texts(ticks, 2 if is_log else 3), strict=True))
+
+
+def plot_parallel(outcome: Outcome, path: str | Path, objective: str) -> Path:
     """Draw each complete trial as a line through its settings to its objective, and save the picture as PNG.
 
-    Numbers spread over more than a factor of thirty have a logarithmic axis; six values or fewer stand at equal
-    distances.
+    Numbers have a logarithmic axis if they were searched on one; words, and six numbers or fewer, stand at equal
+    distances. Settings that not every complete trial has are left out.
 
     Parameters
     ----------
-    trials
-        Records as in :class:`seqattn.train.search.Outcome`.
+    outcome
+        What a study found: at least one complete trial. The one that was refitted, if any, is drawn thick.
     path
         File to write.
     objective
         What was maximised, with its unit.
-    settings
-        Names of the settings; those that not every complete trial has are left out.
-    best
-        Number of the trial that is drawn thick.
 
     Returns
     -------
@@ -150,29 +196,34 @@ def plot_parallel(
         matplotlib is not installed.
     """
     figure, axes = new_figure(whole=False)
-    complete = [trial for trial in trials if trial["state"] == "complete"]
+    complete = [trial for trial in outcome.trials if trial["state"] == "complete"]
+    settings = dict.fromkeys([*outcome.rules, *outcome.best_params])
     names = [name for name in settings if all(trial.get(name) is not None for trial in complete)]
     figure.set_size_inches(max(8.0, 1.1 * len(names) + 3.0), 5.5)
     heights = []
     for place, name in enumerate([*names, "value"]):
-        spots, marks = _places([trial[name] for trial in complete])
+        spots, marks = _places([trial[name] for trial in complete], outcome.rules.get(name, {}))
         heights.append(spots)
         axes.axvline(place, color="0.7", linewidth=0.8)
         for spot, text in marks.items():
             box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
             axes.text(place + 0.04, spot, text, fontsize=7, va="center", bbox=box, zorder=4)
-    _lines(figure, axes, complete, np.asarray(heights), objective, best)
+    _lines(figure, axes, complete, np.asarray(heights), objective, outcome.best_trial)
     axes.set_xticks(range(len(names) + 1), [*names, "objective"], rotation=25, ha="right")
     axes.set_yticks([])
+    axes.set_ylim(-0.05, 1.05)
     axes.set_xlim(-0.1, len(names) + 0.5)
-    axes.set_title(f"{len(complete)} complete trials of {len(trials)}", fontsize=10)
+    trials = "trial" if len(complete) == 1 else "trials"
+    axes.set_title(f"{len(complete)} complete {trials} of {len(outcome.trials)}", fontsize=10)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(Path(path), dpi=120)
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
 
 
-def _lines(figure: Any, axes: Any, trials: Sequence[Any], heights: Any, objective: str, best: int) -> None:
+def _lines(
+    figure: Any, axes: Any, trials: Sequence[Any], heights: Any, objective: str, best: int | None
+) -> None:
     """Draw a line per trial in the colour of its objective; the worst quarter shares one colour."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -194,8 +245,11 @@ def _lines(figure: Any, axes: Any, trials: Sequence[Any], heights: Any, objectiv
         )
     if any(_kind(trial) == "over a limit" for trial in trials):
         axes.plot([], [], "--", color="0.8", label="over a limit")
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.1), ncols=2, fontsize=8, frameon=False)
-    figure.colorbar(scale, ax=axes, label=objective, extend="min", pad=0.01)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8, frameon=False)
+    if high > low:
+        bar = figure.colorbar(scale, ax=axes, label=objective, extend="min", pad=0.01)
+        bar.formatter.set_useOffset(False)
 
 
 def plot_front(outcome: Outcome, path: str | Path, objective: str) -> Path:
@@ -220,6 +274,8 @@ def plot_front(outcome: Outcome, path: str | Path, objective: str) -> Path:
         matplotlib is not installed.
     """
     figure, axes = new_figure(whole=False)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     cost = outcome.second
     for state, mark, color in (("complete", "o", "0.6"), ("over a limit", "x", "C3")):
         chosen = [trial for trial in outcome.trials if _kind(trial) == state]
@@ -228,17 +284,24 @@ def plot_front(outcome: Outcome, path: str | Path, objective: str) -> Path:
             axes.plot(*points, mark, color=color, label=f"{state} ({len(chosen)})")
     front = [trial[cost] for trial in outcome.front], [trial["value"] for trial in outcome.front]
     axes.step(*front, "o-", color="C0", where="pre", label=f"beaten by none in both ({len(outcome.front)})")
-    for trial in outcome.front:
-        is_refitted = trial["number"] == outcome.best_trial
-        text = f" {trial['number']}{' (refitted)' if is_refitted else ''}"
-        axes.annotate(text, (trial[cost], trial["value"]), va="top")
     costs = [trial[cost] for trial in outcome.trials if trial.get(cost) is not None]
     if costs and min(costs) > 0 and math.log10(max(costs) / min(costs)) > 1:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, place: number(value, 3))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel(objective)
-    axes.legend()
-    figure.savefig(Path(path), dpi=120)
+    axes.margins(0.08)
+    figure.legend(loc="outside upper center", ncols=3)
+    # The refitted one first, which is sure of a place.
+    front_first = sorted(outcome.front, key=lambda trial: trial["number"] != outcome.best_trial)
+    labels = [(str(trial["number"]), (trial[cost], trial["value"])) for trial in front_first]
+    if front_first and front_first[0]["number"] == outcome.best_trial:
+        labels[0] = (f"{labels[0][0]} (refitted)", labels[0][1])
+    _label(figure, axes, labels)
+    figure.savefig(Path(path), dpi=_DOTS)
     return Path(path)
 
 

@@ -38,6 +38,24 @@ def missing() -> str | None:
     return None
 
 
+def _call(folder: Path, *words: str | Path) -> None:
+    owner = _owner()
+    as_owner = ["runuser", "-u", owner, "--"] if owner else []
+    done = subprocess.run(
+        [*as_owner, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+
+
+def control(folder: Path, order: str) -> None:
+    """Start or stop the server in a folder; it stops as if the power failed."""
+    bin_ = programs()
+    assert bin_ is not None
+    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+    how = {"start": ("-l", folder / "log", "-o", options), "stop": ("-m", "immediate")}[order]
+    _call(folder, bin_ / "pg_ctl", "-D", folder / "data", "-w", "-t", "300", *how, order)
+
+
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """Run a server, and give the URL of its database with a password."""
@@ -47,23 +65,14 @@ def server() -> Iterator[str]:
         assert bin_ is not None
         if owner:
             shutil.chown(folder, owner)
-
-        def call(*words: str | Path) -> None:
-            as_owner = ["runuser", "-u", owner, "--"] if owner else []
-            done = subprocess.run(
-                [*as_owner, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-
         secret = folder / "secret"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
         login = ["--username=ada", "--auth=scram-sha-256", f"--pwfile={secret}"]
-        call(bin_ / "initdb", "-D", folder / "data", *login, "--no-sync", "--encoding=UTF8", "--locale=C")
-        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        control = (bin_ / "pg_ctl", "-D", folder / "data", "-w", "-t", "300")
-        call(*control, "-l", folder / "log", "-o", options, "start")
+        more = ("--no-sync", "--encoding=UTF8", "--locale=C")
+        _call(folder, bin_ / "initdb", "-D", folder / "data", *login, *more)
+        control(folder, "start")
         try:
             yield f"postgresql://ada:{PASSWORD.replace('&', '%26')}@/postgres?host={folder}"
         finally:
-            call(*control, "-m", "immediate", "stop")
+            control(folder, "stop")

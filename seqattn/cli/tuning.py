@@ -63,7 +63,8 @@ def tune(
     """
     from seqattn.report import study_text
     from seqattn.train.config import parse_pairs, short_name
-    from seqattn.train.search import Plan, Space
+    from seqattn.train.search import Plan, StudyError
+    from seqattn.train.space import Space
     from seqattn.tune import tune as search
 
     of_study = {
@@ -86,36 +87,41 @@ def tune(
         quiet=flag("quiet"),
         **{key: value for key, value in of_study.items() if value is not None},
     )
-    outcome = search(plan, workers)
-    _write_study(module, outcome, plan)
+    try:
+        outcome = search(plan, workers)
+    except StudyError as error:
+        _write_trials(module, error.outcome)
+        raise
+    _write_trials(module, outcome)
+    _draw_best(module, outcome, plan)
     show({key: getattr(outcome, key) for key in _KEYS}, study_text(module, outcome))
 
 
-def _parallel(module: ModuleType, outcome: Outcome) -> None:
-    from seqattn.plots import plot_parallel
+def _write_trials(module: ModuleType, outcome: Outcome) -> None:
+    """Write the table of trials and its pictures; there may be no best one."""
+    from seqattn.plots import plot_front, plot_importance, plot_parallel, plot_trials
+    from seqattn.report import write_table
 
-    settings, path = list(outcome.best_params), outcome.output / "parallel.png"
-    plot_parallel(outcome.trials, path, module.OBJECTIVE, settings, outcome.best_trial)
-
-
-def _write_study(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
-    from seqattn.plots import plot_front, plot_importance, plot_trials
-    from seqattn.report import plot_training, write_table
-
-    folder = outcome.output
-    names = list(dict.fromkeys(name for trial in outcome.trials for name in trial))
-    write_table(
-        folder / "trials.csv", names, [[trial.get(name) for name in names] for trial in outcome.trials]
-    )
-    picture(lambda: plot_trials(outcome.trials, folder / "history.png", module.OBJECTIVE))
-    picture(lambda: _parallel(module, outcome))
-    if outcome.second:
-        picture(lambda: plot_front(outcome, folder / "front.png", module.OBJECTIVE))
+    folder, trials, objective = outcome.output, outcome.trials, module.OBJECTIVE
+    if not trials:
+        return
+    names = list(dict.fromkeys(name for trial in trials for name in trial))
+    write_table(folder / "trials.csv", names, [[trial.get(name) for name in names] for trial in trials])
+    picture(lambda: plot_trials(trials, folder / "history.png", objective))
+    if outcome.n_complete:
+        picture(lambda: plot_parallel(outcome, folder / "parallel.png", objective))
+    if outcome.front:
+        picture(lambda: plot_front(outcome, folder / "front.png", objective))
     if outcome.importance:
         picture(lambda: plot_importance(outcome.importance, folder / "importance.png"))
     else:
         note("No importance.png: it needs at least two complete trials with different values.")
-    best, pictures = seqattn.load(folder / "best"), folder / "best"
+
+
+def _draw_best(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
+    from seqattn.report import plot_training
+
+    best, pictures = seqattn.load(outcome.output / "best"), outcome.output / "best"
     if hasattr(best, "history_"):
         title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
         picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))

@@ -8,13 +8,32 @@ from typing import Any
 
 from seqattn.errors import ParameterError
 
-__all__ = ["COSTS", "measure_cost"]
+__all__ = ["COSTS", "cost_text", "measure_cost"]
 
 # Name -> what it counts, with its unit.
 COSTS = {"seconds_per_1000": "seconds per 1,000 predictions", "parameters": "number of weights"}
 
+_TEXTS = {"seconds_per_1000": "{:.3g} s per 1,000 predictions", "parameters": "{:,.0f} weights"}
 _RUNS = 3
 _ENOUGH = 5.0
+
+
+def cost_text(name: str, cost: float) -> str:
+    """Return a cost as it is told within a sentence.
+
+    Parameters
+    ----------
+    name
+        One of ``COSTS``.
+    cost
+        What was measured.
+
+    Examples
+    --------
+    >>> cost_text("parameters", 3809), cost_text("seconds_per_1000", 0.01234)
+    ('3,809 weights', '0.0123 s per 1,000 predictions')
+    """
+    return _TEXTS[name].format(cost)
 
 
 def measure_cost(task: ModuleType, model: Any, X: Any, name: str) -> float:

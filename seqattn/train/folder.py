@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -35,11 +36,11 @@ def make_folder(path: str | Path) -> Path:
     ParameterError
         It cannot be made, or not be written to.
     """
-    folder, probe = Path(path), Path(path) / ".seqattn-probe"
+    folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ParameterError(
             f"Nothing can be written to the folder {str(path)!r}: {error.strerror}. Choose another output folder."

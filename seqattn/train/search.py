@@ -2,142 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seqattn.errors import ParameterError
+from seqattn.errors import ParameterError, SeqattnError
 from seqattn.train.callbacks import Progress
-from seqattn.train.config import Run, check_names, json_ready, read_toml
+from seqattn.train.config import Run, check_names, json_ready, short_name
 from seqattn.train.costs import COSTS
 from seqattn.train.folder import RunFolder
+from seqattn.train.space import Space, check_rule, is_inside, is_number
 
-__all__ = ["Outcome", "Plan", "Space", "refit", "starting_points", "storage_place", "warm_starts"]
+__all__ = ["Outcome", "Plan", "StudyError", "refit", "starting_points", "storage_place", "warm_starts"]
 
-_RULES = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("choices",)}
 _JOURNALS = (".journal", ".log")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
 _SERVERS = ("postgresql", "postgres")
-_TABLES = ("space", "fixed", "trial", "refit", "start", "limit", "pruning")
-
-
-@dataclass(frozen=True)
-class Space:
-    """What is searched, and what each trial and the final fit are given besides.
-
-    Attributes
-    ----------
-    model
-        Name of the model within the task; None is the task's first.
-    rules
-        Settings that are searched: ``type`` ("float", "int", "choice") with ``low``, ``high``, ``log`` or
-        ``choices``.
-    fixed, trial, refit
-        Settings of every fit, of trials only, and of the final fit only.
-    starts
-        Settings that are tried first, by name; what one leaves out has the estimator's default.
-    limits
-        The most that a model may cost, by names in :data:`seqattn.train.costs.COSTS`.
-    second
-        A cost that is minimised beside the objective; empty for none.
-    startup_trials, warmup_epochs
-        Trials that must have completed before one is pruned, and epochs before which none is.
-    """
-
-    model: str | None = None
-    rules: dict[str, dict[str, Any]] = field(default_factory=dict)
-    fixed: dict[str, Any] = field(default_factory=dict)
-    trial: dict[str, Any] = field(default_factory=dict)
-    refit: dict[str, Any] = field(default_factory=dict)
-    starts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
-    startup_trials: int = 5
-    warmup_epochs: int = 0
-    second: str = ""
-
-    @classmethod
-    def load(cls, path: str | Path) -> Space:
-        """Read a search space from a TOML file.
-
-        Parameters
-        ----------
-        path
-            A file with the keys of ``tuning/hawkes.toml``.
-
-        Raises
-        ------
-        ParameterError
-            The file cannot be read, or holds something that is not known.
-        """
-        values = read_toml(path)
-        check_names(values, ("model", "second", *_TABLES), f"a key of {str(path)!r}")
-        for name in _TABLES:
-            if not isinstance(values.setdefault(name, {}), dict):
-                raise ParameterError(f"{name!r} in {str(path)!r} is {values[name]!r}. Give a table.")
-        check_names(values["pruning"], ("startup_trials", "warmup_epochs"), "a key of 'pruning'")
-        if not values["space"]:
-            raise ParameterError(f"{str(path)!r} has no table 'space', so there is nothing to search.")
-        for name, rule in values["space"].items():
-            _check_rule(name, rule)
-        parts = (values[name] for name in _TABLES[:-1])
-        space = cls(values.get("model"), *parts, **values["pruning"])
-        return replace(space, second=values.get("second", ""))
-
-    def with_settings(self, settings: Mapping[str, Any]) -> Space:
-        """Return the space with some settings fixed, which are then no longer searched.
-
-        Parameters
-        ----------
-        settings
-            Constructor arguments for every fit; they also replace those of trials and of the final fit.
-        """
-        rules = {name: rule for name, rule in self.rules.items() if name not in settings}
-        trial, refit = ({**part, **_common(part, settings)} for part in (self.trial, self.refit))
-        return replace(self, rules=rules, fixed={**self.fixed, **settings}, trial=trial, refit=refit)
-
-    def searched(self) -> dict[str, Any]:
-        """Return all but what is asked of the models, as JSON values."""
-        return {key: value for key, value in asdict(self).items() if key not in ("limits", "second")}
-
-
-def _common(part: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in part}
-
-
-def _check_rule(name: str, rule: Any) -> None:
-    """Refuse a rule that names no values to choose from."""
-    kind = rule.get("type") if isinstance(rule, dict) else None
-    check_names([str(kind)], _RULES, f"a type for the searched setting {name!r}")
-    keys = _RULES[str(kind)]
-    check_names([key for key in rule if key != "type"], keys, f"a key of the searched setting {name!r}")
-    missing = [key for key in keys if key not in rule and key != "log"]
-    if missing:
-        raise ParameterError(f"The searched setting {name!r} has no {missing[0]!r}.")
-    if kind == "choice":
-        is_good = isinstance(rule["choices"], list) and len(rule["choices"]) > 0
-    else:
-        numbers = [_is_number(rule[key], kind) for key in ("low", "high")]
-        is_good = all(numbers) and rule["low"] <= rule["high"] and (rule["low"] > 0 or not rule.get("log"))
-    if not is_good:
-        raise ParameterError(
-            f"The searched setting {name!r} is {rule}. Give a list of choices, or numbers with low <= high "
-            "(and 0 < low if log)."
-        )
-
-
-def _is_number(value: Any, kind: Any) -> bool:
-    return isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
-
-
-def _is_inside(value: Any, rule: Mapping[str, Any]) -> bool:
-    if rule["type"] == "choice":
-        return any(type(value) is type(choice) and value == choice for choice in rule["choices"])
-    return _is_number(value, rule["type"]) and bool(rule["low"] <= value <= rule["high"])
+# What the tables of Optuna hold of a name.
+_LONGEST_NAME = 512
 
 
 @dataclass(frozen=True)
@@ -178,7 +67,8 @@ class Plan:
     second
         A cost that is minimised beside the objective; empty takes that of the space. Nothing is pruned then.
     warm_start
-        Folders of other studies, or configurations such as their ``best.toml``, whose settings are tried first.
+        Folders of other studies, or configurations such as their ``best.toml``, whose settings a new study tries
+        first.
     choose
         Number of the trial that is refitted and tested; None takes the best.
     quiet
@@ -209,10 +99,17 @@ class Plan:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ParameterError(f"trials={self.trials!r} is not allowed. Give a whole number, at least 1.")
+        if not self.timeout >= 0:
+            raise ParameterError(f"timeout={self.timeout!r} is not allowed. Give seconds, at least 0.")
+        if self.choose is not None and not 0 <= self.choose < self.trials:
+            raise ParameterError(
+                f"choose={self.choose!r} is no trial of {self.trials}. They are numbered 0 to {self.trials - 1}."
+            )
+        _check_study(self.study)
         check_names(self.limits, COSTS, "a limit")
         check_names([self.second] if self.second else [], COSTS, "a second objective")
         for name, limit in self.limits.items():
-            if not (_is_number(limit, "float") and 0 < limit < math.inf):
+            if not (is_number(limit, "float") and 0 < limit < math.inf):
                 raise ParameterError(f"The limit {name}={limit!r} is not allowed. Give a number above 0.")
 
     def build(self, task: ModuleType, *settings: Mapping[str, Any]) -> Any:
@@ -241,6 +138,19 @@ class Plan:
             sys.stderr.flush()
 
 
+def _check_study(name: str) -> None:
+    """Refuse a name that not every storage can hold."""
+    try:
+        is_good = len(name.encode()) <= _LONGEST_NAME and "\0" not in name
+    except UnicodeEncodeError:
+        is_good = False
+    if not is_good:
+        short = name if len(name) < 40 else f"{name[:40]}..."
+        raise ParameterError(
+            f"The study name {short!r} is not allowed. Give at most {_LONGEST_NAME} bytes of UTF-8 without zeros."
+        )
+
+
 def storage_place(storage: str, workers: int) -> str:
     """Return the absolute path of a journal, or the URL of a database.
 
@@ -261,7 +171,11 @@ def storage_place(storage: str, workers: int) -> str:
     ending = Path(storage).suffix.lower()
     if "://" not in storage and ending not in _JOURNALS + _DATABASES:
         endings = ", ".join(_JOURNALS + _DATABASES)
-        raise ParameterError(f"storage={storage!r} is neither a URL nor a file that ends in {endings}.")
+        # What is not understood may hold a password.
+        raise ParameterError(
+            f"The storage is neither a URL nor a file that ends in {endings}; it ends in {_plain(ending)!r}. Give "
+            "postgresql://USER@HOST/DATABASE, sqlite:///FILE, or a file."
+        )
     if "://" not in storage:
         storage = f"{'' if ending in _JOURNALS else 'sqlite:///'}{Path(storage).resolve()}"
     scheme = storage.partition("://")[0].partition("+")[0] if "://" in storage else ""
@@ -270,13 +184,27 @@ def storage_place(storage: str, workers: int) -> str:
             f"The storage is a database of {scheme!r}. Allowed: postgresql://USER@HOST/DATABASE, sqlite:///FILE, or a "
             "journal file."
         )
-    if workers > 1 and storage.startswith("sqlite"):
+    if scheme == "sqlite" and _is_in_memory(storage):
+        raise ParameterError(
+            "The storage is an SQLite database in memory, which is gone with the process. Name a file, such as "
+            "sqlite:///study.db."
+        )
+    if workers > 1 and scheme == "sqlite":
         raise ParameterError(
             f"SQLite cannot serve {workers} workers: each write locks the whole file, and writers that wait too long "
             "fail. Use a journal file (--storage study.journal, the default), PostgreSQL (postgresql://...), or "
             "--workers 1."
         )
     return storage
+
+
+def _plain(ending: str) -> str:
+    return ending if re.fullmatch(r"\.[a-z0-9]{1,8}", ending) else ""
+
+
+def _is_in_memory(storage: str) -> bool:
+    name = storage.partition("://")[2].partition("?")[0].strip("/")
+    return name in ("", ":memory:", "file::memory:") or "mode=memory" in storage
 
 
 @dataclass(frozen=True)
@@ -289,17 +217,14 @@ class Outcome:
         Name of the study.
     n_trials, n_complete, n_pruned, n_failed
         Trials that have ended, and how.
-    best_value, best_params, best_trial
-        The highest objective on the development data within the limits, the settings that gave it, and the number of
-        that trial; those of another trial if it was chosen.
-    dev, test
-        Objective of the refitted best settings on the development data, and every metric on the test data.
     output
         Folder with everything that was written.
     trials
         One record per trial.
     importance
         Share of each searched setting in the spread of the objective; empty with fewer than two complete trials.
+    rules
+        What was searched, as in :class:`seqattn.train.space.Space`.
     n_infeasible
         Complete trials above a limit.
     second
@@ -307,6 +232,11 @@ class Outcome:
     front
         With a second objective, the trials within the limits that none beats in both: ``number``, ``value`` and the
         cost, by falling value.
+    best_value, best_params, best_trial
+        The highest objective on the development data within the limits, the settings that gave it, and the number of
+        that trial; those of another trial if it was chosen. None and empty if none can be chosen.
+    dev, test
+        Objective of the refitted best settings on the development data, and every metric on the test data.
     """
 
     study: str
@@ -314,17 +244,34 @@ class Outcome:
     n_complete: int
     n_pruned: int
     n_failed: int
-    best_value: float
-    best_params: dict[str, Any]
-    best_trial: int
-    dev: float
-    test: dict[str, Any]
     output: Path
     trials: list[dict[str, Any]]
     importance: dict[str, float]
+    rules: dict[str, dict[str, Any]] = field(default_factory=dict)
     n_infeasible: int = 0
     second: str = ""
     front: list[dict[str, Any]] = field(default_factory=list)
+    best_value: float | None = None
+    best_params: dict[str, Any] = field(default_factory=dict)
+    best_trial: int | None = None
+    dev: float | None = None
+    test: dict[str, Any] = field(default_factory=dict)
+
+
+class StudyError(SeqattnError):
+    """A study has no trial that can be refitted.
+
+    Parameters
+    ----------
+    message
+        Why.
+    outcome
+        What was found all the same.
+    """
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
 
 
 def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -348,8 +295,11 @@ def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, A
     """
     space = plan.space
     for name, rule in space.rules.items():
-        _check_rule(name, rule)
+        check_rule(name, rule)
     usual = task.settings(plan.build(task, space.trial))
+    check_names(
+        space.rules, usual, f"a setting of {space.model or next(iter(task.MODELS))!r} that can be searched"
+    )
     plan.build(task, space.refit)
     starts = {}
     for name, settings in space.starts.items():
@@ -358,7 +308,7 @@ def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, A
         extra = {key: value for key, value in free.items() if key not in space.rules}
         plan.build(task, space.trial, params, extra)
         for key, value in params.items():
-            if not _is_inside(value, space.rules[key]):
+            if not is_inside(value, space.rules[key]):
                 raise ParameterError(
                     f"The starting point {name!r} has {key}={value!r}, outside of {space.rules[key]}. Leave it out, "
                     "or widen the space."
@@ -368,7 +318,7 @@ def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, A
 
 
 def warm_starts(task: ModuleType, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return starting points from the best settings of other studies or data, by where they come from.
+    """Return starting points from the best settings of other studies or data, named after those data.
 
     Settings of trials and of the final fit, such as the number of epochs, are those of this search. Others that are
     not searched are taken over where they differ from the estimator's default.
@@ -385,7 +335,7 @@ def warm_starts(task: ModuleType, plan: Plan) -> dict[str, dict[str, Any]]:
     ParameterError
         A configuration cannot be read, or is of another task or model.
     """
-    space, starts = plan.space, {}
+    space, starts = plan.space, dict[str, dict[str, Any]]()
     usual = task.settings(plan.build(task, space.trial)) if plan.warm_start else {}
     model = space.model or next(iter(task.MODELS))
     for place in plan.warm_start:
@@ -397,12 +347,17 @@ def warm_starts(task: ModuleType, plan: Plan) -> dict[str, dict[str, Any]]:
                 f"({plan.task}). Leave it out."
             )
         own = space.fixed.keys() | space.trial.keys() | space.refit.keys()
-        starts[f"warm start {place}"] = {
+        starts[_new_name(f"warm start {short_name(run.data)}".strip(), {*starts, *space.starts})] = {
             name: value
             for name, value in run.settings.items()
             if name not in own and (name in space.rules or value != json_ready(usual.get(name)))
         }
     return starts
+
+
+def _new_name(name: str, taken: Collection[str]) -> str:
+    names = (name if count == 1 else f"{name} {count}" for count in itertools.count(1))
+    return next(new for new in names if new not in taken)
 
 
 def refit(

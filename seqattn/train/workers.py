@@ -25,9 +25,11 @@ __all__ = [
     "Watch",
     "become_worker",
     "is_alive",
+    "is_device_trouble",
     "is_orphan",
     "myself",
     "run_processes",
+    "stoppable",
     "undisturbed",
 ]
 
@@ -36,6 +38,10 @@ _BEAT = 20.0
 _SILENCE = 180.0
 # Seconds in which a worker gives back what it has in hand.
 _PATIENCE = 20.0
+# Seconds between two looks at a lock that somebody else holds: at first, and at most.
+_FIRST_LOOK, _LAST_LOOK = 0.001, 0.05
+# What PyTorch says, without a class of its own, when memory ran out or a GPU failed.
+_TROUBLES = ("CUDA error", "CUDA out of memory", "cuDNN error", "CUBLAS_STATUS", "can't allocate memory")
 
 
 def myself() -> dict[str, Any]:
@@ -208,15 +214,24 @@ def _stop(processes: list[Any]) -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put off Ctrl-C and the order to stop until the block is left, so that no file or lock is left half done."""
+    """Put off Ctrl-C and the order to stop until the block is left, so that no file or lock is left half done.
+
+    Whoever asks once more, for example because a server hangs, is heard at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     caught: list[signal.Signals] = []
     mine = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def put_off(number: int, frame: FrameType | None) -> None:
+        if caught:
+            mine[signal.Signals(number)](number, frame)
+        caught.append(signal.Signals(number))
+
     for number in mine:
-        signal.signal(number, lambda signum, frame: caught.append(signal.Signals(signum)))
+        signal.signal(number, put_off)
     try:
         yield
     finally:
@@ -229,7 +244,7 @@ def undisturbed() -> Iterator[None]:
 class FileLock:
     """A lock among processes; the system lifts it when its holder ends, however it ends.
 
-    In a ``with`` block interruptions wait until the lock is released.
+    In a ``with`` block interruptions end the wait for the lock; once it is held, they wait until it is released.
 
     Parameters
     ----------
@@ -261,12 +276,20 @@ class FileLock:
         self._held.pop().close()
 
     def __enter__(self) -> None:
-        self._stack = contextlib.ExitStack()
-        with self._stack:
-            self._stack.enter_context(undisturbed())
-            self.acquire()
-            self._stack.callback(self.release)
-            self._stack = self._stack.pop_all()
+        pause = _FIRST_LOOK
+        while not self._enter():
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_LOOK)
+
+    def _enter(self) -> bool:
+        """Take the lock if it is free, and let interruptions wait from then on."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(undisturbed())
+            if not self.acquire(wait=False):
+                return False
+            stack.callback(self.release)
+            self._stack = stack.pop_all()
+        return True
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
@@ -299,6 +322,33 @@ def become_worker() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the first process has given those that concern the data
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let the order to stop interrupt the block as Ctrl-C does, unless the caller has a use of its own for it."""
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if threading.current_thread() is not threading.main_thread() or not is_free:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def is_device_trouble(error: BaseException) -> bool:
+    """Return whether memory ran out or a GPU failed: trouble of the machine, though settings may have caused it.
+
+    Parameters
+    ----------
+    error
+        What a fit raised.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _TROUBLES)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

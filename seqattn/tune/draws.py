@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-__all__ = ["NewSettings", "distributions"]
+__all__ = ["NewSettings", "distributions", "draw"]
 
 # A space with so few free settings that this many draws find none is as good as used up.
 _TRIES = 20
@@ -38,6 +39,25 @@ def _distribution(rule: Mapping[str, Any]) -> BaseDistribution:
     return _KINDS[rule["type"]](rule["low"], rule["high"], log=rule.get("log", False))
 
 
+def draw(trial: optuna.Trial, space: Mapping[str, BaseDistribution]) -> None:
+    """Give a trial the settings that it does not have yet.
+
+    Parameters
+    ----------
+    trial
+        A trial that runs.
+    space
+        What is drawn from.
+    """
+    for name, rule in space.items():
+        if isinstance(rule, CategoricalDistribution):
+            trial.suggest_categorical(name, rule.choices)
+        elif isinstance(rule, IntDistribution):
+            trial.suggest_int(name, rule.low, rule.high, log=rule.log)
+        elif isinstance(rule, FloatDistribution):
+            trial.suggest_float(name, rule.low, rule.high, log=rule.log)
+
+
 class NewSettings(optuna.samplers.TPESampler):
     """Optuna's TPE sampler, which draws all settings of a trial at once, and again if another trial has them.
 
@@ -57,7 +77,11 @@ class NewSettings(optuna.samplers.TPESampler):
         space: Mapping[str, BaseDistribution],
         is_taken: Callable[[Mapping[str, Any]], bool],
     ) -> None:
-        super().__init__(seed=seed)
+        with warnings.catch_warnings():
+            # Optuna calls both experimental: settings that go together are drawn together, and what runs elsewhere is
+            # not proposed again.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(seed=seed, multivariate=True, constant_liar=True)
         self._free = {name: rule for name, rule in space.items() if not rule.single()}
         self._is_taken = is_taken
 

@@ -27,18 +27,30 @@ from seqattn.train.config import short_name
 from seqattn.train.costs import measure_cost
 from seqattn.train.folder import make_folder
 from seqattn.train.history import History
-from seqattn.train.search import Outcome, Plan, Space, refit, starting_points, storage_place, warm_starts
+from seqattn.train.search import (
+    Outcome,
+    Plan,
+    StudyError,
+    refit,
+    starting_points,
+    storage_place,
+    warm_starts,
+)
+from seqattn.train.settings import resolve_device
+from seqattn.train.space import Space
 from seqattn.train.workers import (
     FileLock,
     Heartbeat,
     become_worker,
     is_alive,
+    is_device_trouble,
     is_orphan,
     run_processes,
-    undisturbed,
+    stoppable,
 )
-from seqattn.tune.desk import Desk, first_value, is_feasible
-from seqattn.tune.storage import FAILURES, explained, shown
+from seqattn.tune.desk import Desk
+from seqattn.tune.records import best_of, extra_of, first_value, front_of, is_feasible, record_of
+from seqattn.tune.storage import FAILURES, explained, is_begun, shown
 
 __all__ = ["tune"]
 
@@ -69,13 +81,18 @@ def tune(plan: Plan, workers: int = 1) -> Outcome:
     ------
     ParameterError
         An argument cannot be used, or the study in the storage was made with other data or settings.
+    BackendError
+        The device is not there.
+    StudyError
+        The first five trials all failed, none completed within the limits, or the one asked for has not.
     SeqattnError
-        The first five trials all failed, none completed within the limits, or the storage failed.
+        The storage or the machine failed: the same call goes on.
     """
     plan = _settled(plan, workers)
-    with _silent_optuna(), explained(plan.storage):
+    resolve_device(plan.device)
+    with stoppable(), _silent_optuna(), explained(plan.storage):
         parts = _parts(plan)
-        starts = starting_points(seqattn.task(plan.task), plan)
+        starts = _starts(plan)
         make_folder(plan.output)
         desk = Desk(plan)
         desk.prepare({role: X.digest() for role, X in parts.items() if role != "test"}, starts)
@@ -87,7 +104,7 @@ def _settled(plan: Plan, workers: int) -> Plan:
     """Fill in what the plan leaves open, so that every worker understands it alike."""
     data = plan.data or seqattn.task(plan.task).DEFAULT_DATA
     space = plan.space if plan.space.rules else Space.load(resource("tuning", f"{plan.task}.toml"))
-    plan = replace(
+    return replace(
         plan,
         data=str(Path(data).resolve()) if is_on_disk(data) else data,
         space=space.with_settings(plan.settings),
@@ -97,8 +114,15 @@ def _settled(plan: Plan, workers: int) -> Plan:
         second=plan.second or space.second,
         deadline=time.time() + plan.timeout,
     )
-    starts = {**warm_starts(seqattn.task(plan.task), plan), **plan.space.starts}
-    return replace(plan, space=replace(plan.space, starts=starts))
+
+
+def _starts(plan: Plan) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return what a new study begins with; one that has begun has its starting points from when it did."""
+    module, starts = seqattn.task(plan.task), dict[str, Any]()
+    if plan.warm_start and not is_begun(plan.storage, plan.study):
+        warm = replace(plan.space, starts=warm_starts(module, plan))
+        starts = starting_points(module, replace(plan, space=warm))
+    return {**starts, **starting_points(module, plan)}
 
 
 def _parts(plan: Plan) -> dict[str, Any]:
@@ -123,7 +147,7 @@ class _Reporter:
     """Tells the study of each epoch, and ends a trial that falls behind."""
 
     def __init__(self, plan: Plan, desk: Desk, trial: optuna.Trial, model: Any) -> None:
-        self._plan, self._trial, self._model = plan, trial, model
+        self._plan, self._desk, self._trial, self._model = plan, desk, trial, model
         # A trial that is run again has reported some epochs already; equal seeds give equal values.
         self._known = dict(desk.trials()[trial.number].intermediate_values)
         self.values: dict[int, float] = {}
@@ -141,13 +165,9 @@ class _Reporter:
         number = record["epoch"]
         before = {epoch: value for epoch, value in self._known.items() if epoch < number}
         self.values = {**before, **self.values, number: self._value(record)}
-        if self._plan.second:  # Optuna compares trials on their way by one objective only
-            return
-        with undisturbed():
-            if number not in self._known:
-                self._trial.report(self.values[number], number)
-            is_behind = self._trial.should_prune()
-        if is_behind:
+        if number not in self._known:
+            self._desk.report(self._trial, number, self.values[number])
+        if self._desk.is_behind(self._trial):
             raise optuna.TrialPruned
 
     def end(self, history: History) -> None:
@@ -157,15 +177,20 @@ class _Reporter:
 
 def _search(plan: Plan, desk: Desk, parts: Mapping[str, Any], workers: int) -> None:
     """Run trials until all have ended, here or in processes of their own."""
-    done = len(desk.finished())
-    plan.say(f"study {plan.study!r} in {shown(plan.storage)}: {done} of {plan.trials} trials done")
-    if desk.is_done() or desk.failure() is not None:
+    numbers = [trial.number for trial in desk.finished()]
+    left = plan.trials - sum(number < plan.trials for number in numbers)
+    more = (
+        f"; the study holds {len(numbers)}, all of which count" if len(numbers) > plan.trials - left else ""
+    )
+    plan.say(
+        f"study {plan.study!r} in {shown(plan.storage)}: {plan.trials - left} of {plan.trials} trials done{more}"
+    )
+    if left == 0 or desk.failure() is not None:
         return
-    count = min(workers, plan.trials)
-    if count == 1:
+    if workers == 1:
         _work_off(plan, desk, parts)
         return
-    codes = run_processes(_work, (plan,), count)
+    codes = run_processes(_work, (plan,), min(workers, left))
     if any(codes) and not desk.is_done() and desk.failure() is None:
         raise SeqattnError(
             f"Workers ended before the study was done (exit codes {codes}). The same call goes on."
@@ -186,12 +211,38 @@ def _work(plan: Plan) -> None:
 
 
 def _work_off(plan: Plan, desk: Desk, parts: Mapping[str, Any]) -> None:
-    """Run trials until all have ended; one that is interrupted goes back."""
+    """Run trials until all have ended; one that is interrupted, or cut by trouble of the machine, goes back."""
     try:
         _drain(plan, desk, parts)
-    except KeyboardInterrupt:
-        desk.give_back()
+    except (KeyboardInterrupt, *FAILURES):
+        _give_back(desk)
         raise
+    except Exception as error:
+        if not _is_of_machine(error):
+            raise
+        # Only what the settings may have caused counts against the trial.
+        trouble = _reason(error) if is_device_trouble(error) else ""
+        _give_back(desk, trouble)
+        more = "; a trial that meets this three times in a row without a new epoch fails" if trouble else ""
+        raise SeqattnError(
+            f"This machine cannot go on: {_reason(error)}. What it had in hand is given back; mend the cause (disk, "
+            f"memory or device), and the same call goes on{more}."
+        ) from error
+
+
+def _give_back(desk: Desk, trouble: str = "") -> None:
+    # Where the storage fails too, the others find out that this process is gone.
+    with contextlib.suppress(*FAILURES, OSError):
+        desk.give_back(trouble)
+
+
+def _is_of_machine(error: Exception) -> bool:
+    """Return whether it is the machine that failed, and so would with other settings."""
+    return isinstance(error, OSError) or is_device_trouble(error)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def _drain(plan: Plan, desk: Desk, parts: Mapping[str, Any]) -> None:
@@ -232,8 +283,10 @@ def _run_trial(plan: Plan, desk: Desk, trial: optuna.Trial, parts: Mapping[str, 
         state = TrialState.PRUNED
     except FAILURES:  # nothing to do with the settings
         raise
-    except Exception as error:  # noqa: BLE001 - one failing setting must not end the study
-        notes = {"reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+    except Exception as error:
+        if _is_of_machine(error):
+            raise
+        notes = {"reason": _reason(error)}
     notes |= {"seconds": round(time.perf_counter() - started, 2), "epochs": len(course)}
     if course:
         notes["best_epoch"] = max(sorted(course), key=lambda epoch: course[epoch])
@@ -281,31 +334,45 @@ def _conclude(plan: Plan, desk: Desk, parts: Mapping[str, Any]) -> Outcome:
     finished = desk.finished()
     for trial in finished:
         _checkpoint(plan, trial.number).unlink(missing_ok=True)
-    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
-    failed = [trial for trial in finished if trial.state == TrialState.FAIL]
-    best = _chosen(plan, desk, finished)
-    params = {**best.params, **best.user_attrs.get("extra", {})}
+    found = _found(plan, desk, finished)
     if not desk.is_done():
         plan.say(f"{len(finished)} of {plan.trials} trials done; {_ENDED}")
+    try:
+        best = _chosen(plan, desk, finished)
+    except SeqattnError as error:
+        raise StudyError(str(error), found) from None
+    params = {**best.params, **extra_of(best)}
     with _last_fit(plan):
         figures = refit(seqattn.task(plan.task), plan, best.number, params, parts)
-    return Outcome(
-        study=plan.study,
-        n_trials=len(finished),
-        n_complete=len(complete),
-        n_pruned=len(finished) - len(complete) - len(failed),
-        n_failed=len(failed),
-        n_infeasible=sum(not is_feasible(trial) for trial in complete),
+    return replace(
+        found,
         best_value=first_value(best),
         best_params=params,
         best_trial=best.number,
         dev=figures["dev"],
         test=figures["test"],
+    )
+
+
+def _found(plan: Plan, desk: Desk, finished: list[FrozenTrial]) -> Outcome:
+    """Return what a study found, with no trial chosen yet."""
+    complete, pruned, failed = (
+        [trial for trial in finished if trial.state == state]
+        for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    )
+    return Outcome(
+        study=plan.study,
+        n_trials=len(finished),
+        n_complete=len(complete),
+        n_pruned=len(pruned),
+        n_failed=len(failed),
+        n_infeasible=sum(not is_feasible(trial) for trial in complete),
         output=Path(plan.output),
-        trials=[_record(trial) for trial in sorted(finished, key=lambda trial: trial.number)],
+        trials=[record_of(trial) for trial in sorted(finished, key=lambda trial: trial.number)],
         importance=_importance(desk.study, len(complete)),
+        rules=plan.space.rules,
         second=plan.second,
-        front=_front(plan, desk),
+        front=front_of(desk.study.best_trials, plan.second) if plan.second else [],
     )
 
 
@@ -320,14 +387,8 @@ def _chosen(plan: Plan, desk: Desk, finished: list[FrozenTrial]) -> FrozenTrial:
         why = f" The first failed: {reasons[0]}" if reasons else ""
         raise SeqattnError(f"No trial of the study {plan.study!r} has completed; {len(finished)} ended.{why}")
     if plan.choose is not None:
-        asked = [trial for trial in complete if trial.number == plan.choose]
-        if not asked:
-            numbers = ", ".join(
-                str(trial.number) for trial in sorted(complete, key=lambda trial: trial.number)
-            )
-            raise SeqattnError(f"Trial {plan.choose} has not completed. Choose one of {numbers}.")
-        return asked[0]
-    best = desk.best()
+        return _asked_for(plan.choose, complete)
+    best = best_of(complete)
     if best is None:
         nearest = min(complete, key=lambda trial: max(trial.constraints.values()))
         raise SeqattnError(
@@ -335,6 +396,14 @@ def _chosen(plan: Plan, desk: Desk, finished: list[FrozenTrial]) -> FrozenTrial:
             f"came nearest: {nearest.user_attrs['costs']}. Allow more, or search smaller models."
         )
     return best
+
+
+def _asked_for(number: int, complete: list[FrozenTrial]) -> FrozenTrial:
+    by_number = {trial.number: trial for trial in complete}
+    if number not in by_number:
+        numbers = ", ".join(map(str, sorted(by_number)))
+        raise SeqattnError(f"Trial {number} has not completed. Choose one of {numbers}.")
+    return by_number[number]
 
 
 @contextlib.contextmanager
@@ -346,31 +415,6 @@ def _last_fit(plan: Plan) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _record(trial: FrozenTrial) -> dict[str, Any]:
-    keys = ("name", "epochs", "best_epoch", "seconds", "same_as", "reason")
-    notes = {key: trial.user_attrs.get(key) for key in keys}
-    settings = {**trial.params, **trial.user_attrs.get("extra", {})}
-    return {
-        "number": trial.number,
-        "state": trial.state.name.lower(),
-        "value": trial.values[0] if trial.values else None,
-        "feasible": is_feasible(trial),
-        **trial.user_attrs.get("costs", {}),
-        **notes,
-        **settings,
-    }
-
-
-def _front(plan: Plan, desk: Desk) -> list[dict[str, Any]]:
-    """Return the trials that none beats in both objectives, the best of the first one first."""
-    if not plan.second:
-        return []
-    front = sorted(desk.study.best_trials, key=lambda trial: (-first_value(trial), trial.number))
-    return [
-        {"number": trial.number, "value": trial.values[0], plan.second: trial.values[1]} for trial in front
-    ]
 
 
 def _importance(study: optuna.Study, n_complete: int) -> dict[str, float]:

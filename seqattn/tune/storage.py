@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib import util
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from seqattn.errors import ArtifactError, MissingDependencyError, ParameterError, SeqattnError
 from seqattn.train.folder import mend_lines
 from seqattn.train.workers import FileLock, undisturbed
 
-__all__ = ["FAILURES", "claims_lock", "explained", "open_storage", "shown"]
+__all__ = ["FAILURES", "claims_lock", "explained", "is_begun", "open_storage", "patiently", "shown"]
+
+_Given = TypeVar("_Given")
 
 # What a storage raises when it fails in the middle of a study.
 FAILURES = (StorageInternalError, SQLAlchemyError)
 _SECRETS = ("password", "sslpassword")
 # A client whose machine is gone holds its lock until the server notices, so both sides ask often, in seconds.
 _KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-_CONNECTION = {**_KEEPALIVES, "connect_timeout": 20, "application_name": "seqattn tune"}
+# What was sent is given up after a minute without an answer, in milliseconds.
+_CONNECTION = {
+    **_KEEPALIVES,
+    "tcp_user_timeout": 60_000,
+    "connect_timeout": 20,
+    "application_name": "seqattn tune",
+}
 # Seconds after which waiting for a lock is an error; a lock is held for the time of one draw.
 _PATIENCE = 120
+# Seconds between two looks at a lock that somebody else holds: at first, and at most.
+_FIRST_LOOK, _LAST_LOOK = 0.005, 0.2
+# Seconds within which a server may come back, and between two tries to reach it: at first, and at most.
+_ABSENCE = 60.0
+_FIRST_TRY, _LAST_TRY = 0.2, 8.0
 
 
 def open_storage(place: str) -> BaseStorage:
@@ -69,8 +83,8 @@ def _open_journal(path: Path) -> BaseStorage:
 
 
 def _open_database(place: str) -> BaseStorage:
+    url = _url(place)
     try:
-        url = _url(place)
         if not _is_postgres(url):
             return optuna.storages.get_storage(place)
         if util.find_spec("psycopg") is None:
@@ -93,7 +107,14 @@ def _open_database(place: str) -> BaseStorage:
 
 def _url(place: str) -> sqlalchemy.URL:
     """Read a URL; PostgreSQL is reached by psycopg whatever the version of SQLAlchemy prefers."""
-    url = sqlalchemy.make_url(place)
+    try:
+        url = sqlalchemy.make_url(place)
+    except (SQLAlchemyError, ValueError):
+        # Not "from": a chain of errors may show what the URL hides.
+        raise ParameterError(
+            f"The storage {shown(place)!r} is no URL that can be read. Its form is "
+            "postgresql://USER@HOST:PORT/DATABASE; of a password, write characters such as : / @ as %3A %2F %40."
+        ) from None
     return url.set(drivername="postgresql+psycopg") if _is_postgres(url) else url
 
 
@@ -128,6 +149,8 @@ def _reason(error: BaseException, place: str) -> str:
     """Return the first line of what went wrong, without passwords."""
     root = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
     text = str(getattr(root, "orig", None) or root).partition("\n")[0]
+    if "://" not in place:
+        return text
     try:
         url = sqlalchemy.make_url(place)
     except (SQLAlchemyError, ValueError):
@@ -160,27 +183,74 @@ def explained(place: str) -> Iterator[None]:
         ) from None
 
 
-def claims_lock(storage: BaseStorage, place: str, study: str, output: Path) -> AbstractContextManager[None]:
-    """Return what keeps all but one process out while it takes or ends a trial of a study.
-
-    A database keeps the lock itself, so that it holds on every machine, and lifts it when its holder is gone.
-    Interruptions wait until it is released.
+def patiently(call: Callable[[], _Given], say: Callable[[str], None]) -> _Given:
+    """Return what a call gives, made again for about a minute while a database cannot be reached.
 
     Parameters
     ----------
-    storage
-        What :func:`open_storage` returned.
+    call
+        Reads or writes, and may be made again after a part of it was done.
+    say
+        Is told when waiting begins.
+    """
+    pause, end = _FIRST_TRY, time.monotonic() + _ABSENCE
+    while True:
+        try:
+            return call()
+        except FAILURES as error:
+            root = error.__cause__ if isinstance(error, StorageInternalError) else error
+            if not isinstance(root, OperationalError | InterfaceError) or time.monotonic() + pause > end:
+                raise
+        if pause == _FIRST_TRY:
+            say("The storage of the study cannot be reached; trying again for a minute.")
+        time.sleep(pause)
+        pause = min(2 * pause, _LAST_TRY)
+
+
+def is_begun(place: str, study: str) -> bool:
+    """Return whether a study and its first trials are in a storage; no file is made to find out.
+
+    Parameters
+    ----------
     place
-        Where that is.
+        Where the storage is.
     study
         Name of the study.
-    output
-        Folder of the study, where an SQLite file has its lock.
     """
+    file = _file(place)
+    if file is not None and not file.exists():
+        return False
+    storage = open_storage(place)
+    try:
+        return "about" in storage.get_study_user_attrs(storage.get_study_id_from_name(study))
+    except KeyError:
+        return False
+
+
+def _file(place: str) -> Path | None:
+    """Return the file that holds a storage; None for a server."""
     if "://" not in place:
-        return FileLock(f"{place}.claims.lock")
-    if not _is_postgres(sqlalchemy.make_url(place)):
-        return FileLock(f"{output.resolve() / 'study'}.claims.lock")
+        return Path(place)
+    url = _url(place)
+    return None if _is_postgres(url) else Path(url.database or "")
+
+
+def claims_lock(place: str, study: str) -> AbstractContextManager[None]:
+    """Return what keeps all but one process out while it takes or ends a trial of a study.
+
+    A database keeps the lock itself, so that it holds on every machine, and lifts it when its holder is gone.
+    Interruptions end the wait for it; once it is held, they wait until it is released.
+
+    Parameters
+    ----------
+    place
+        Where the study is kept; a file has its lock beside it.
+    study
+        Name of the study.
+    """
+    file = _file(place)
+    if file is not None:
+        return FileLock(f"{file.resolve()}.claims.lock")
     # A connection apart from those of the storage, which end their own transactions.
     return _Repeated(
         sqlalchemy.create_engine(_url(place), connect_args=_CONNECTION, pool_pre_ping=True), study
@@ -206,10 +276,17 @@ class _Repeated(AbstractContextManager[None]):
 def _database_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
     """Hold an advisory lock of PostgreSQL as long as a transaction lasts."""
     digest = hashlib.blake2b(f"seqattn {name}".encode(), digest_size=8).digest()
-    with undisturbed(), engine.begin() as connection:
-        patience = {f"tcp_{name}": value for name, value in _KEEPALIVES.items()}
-        for setting, value in {**patience, "lock_timeout": _PATIENCE * 1000}.items():
-            connection.exec_driver_sql(f"SET LOCAL {setting} = {value}")
-        number = int.from_bytes(digest, signed=True)
-        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(number)))
-        yield
+    number = int.from_bytes(digest, signed=True)
+    pause, end = _FIRST_LOOK, time.monotonic() + _PATIENCE
+    with engine.begin() as connection:
+        for setting, value in _KEEPALIVES.items():
+            connection.exec_driver_sql(f"SET LOCAL tcp_{setting} = {value}")
+        while True:
+            with undisturbed():
+                if connection.scalar(sqlalchemy.select(sqlalchemy.func.pg_try_advisory_xact_lock(number))):
+                    yield
+                    return
+            if time.monotonic() > end:
+                raise StorageInternalError(f"another process has held its lock for {_PATIENCE} s")
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_LOOK)

@@ -117,3 +117,9 @@ def test_only_whole_lines_are_left(tmp_path, content, left):
     assert path.read_bytes() == left
     mend_lines(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_is_tried_without_touching_what_another_command_has_in_it(tmp_path):
+    (tmp_path / ".seqattn-probe").touch()
+    make_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".seqattn-probe"]

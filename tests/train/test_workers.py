@@ -9,15 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from seqattn.train.workers import (
     FileLock,
     Heartbeat,
     Watch,
     is_alive,
+    is_device_trouble,
     is_orphan,
     myself,
     run_processes,
+    stoppable,
     undisturbed,
 )
 
@@ -189,6 +192,65 @@ def test_an_interruption_waits_until_the_lock_is_released(tmp_path):
     with FileLock(tmp_path / "a.lock"):
         done.append("free")
     assert done == ["in", "free"]
+
+
+def test_the_wait_for_a_lock_can_be_interrupted(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    holder = FileLock(tmp_path / "a.lock")
+    holder.acquire()
+    # The last resort, so that a wait that hears nothing fails and does not hang.
+    rescue = threading.Timer(5.0, holder.release)
+    rescue.start()
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), FileLock(tmp_path / "a.lock"):
+        pass
+    assert time.monotonic() - started < 4.0
+    rescue.cancel()
+    holder.release()
+    assert signal.getsignal(signal.SIGINT) is before
+    with FileLock(tmp_path / "a.lock"):
+        pass
+
+
+def test_a_second_interruption_is_heard_at_once():
+    done = []
+
+    def interrupted() -> None:
+        with undisturbed():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("first")
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("second")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["first"]
+
+
+def test_the_order_to_stop_interrupts_as_ctrl_c_does():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), stoppable():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        heard = []
+        signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_program():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert is_device_trouble(caught.value)
+    assert is_device_trouble(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_device_trouble(MemoryError())
+    assert not is_device_trouble(RuntimeError("shapes do not fit"))
+    assert not is_device_trouble(ValueError("CUDA error"))
 
 
 def test_a_lock_that_cannot_be_had_leaves_the_handlers_as_they_were(tmp_path):

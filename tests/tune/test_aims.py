@@ -13,9 +13,10 @@ import pytest
 from toy import SPACE, Line, toy  # noqa: F401 - a fixture is found by its name
 
 import seqattn
-from seqattn.errors import ParameterError, SeqattnError
+from seqattn.errors import ParameterError
 from seqattn.train.costs import measure_cost
-from seqattn.train.search import Outcome, Plan, Space, starting_points, warm_starts
+from seqattn.train.search import Outcome, Plan, StudyError, starting_points, warm_starts
+from seqattn.train.space import Space
 from seqattn.train.workers import myself
 from seqattn.tune import tune
 from seqattn.tune.desk import Desk
@@ -52,6 +53,7 @@ def numbers(outcome: Outcome, key: str) -> list[Any]:
 def test_a_task_needs_a_module_and_a_space(plan, tmp_path):
     (tmp_path / "toy.toml").write_text(TOML)
     outcome = tune(replace(plan, space=Space.load(tmp_path / "toy.toml")))
+    assert numbers(outcome, "reason") == [None] * 6
     assert (outcome.n_trials, outcome.n_complete + outcome.n_pruned) == (6, 6)
     assert outcome.trials[0]["name"] == "defaults"
     assert (outcome.trials[0]["width"], outcome.trials[0]["rate"]) == (4, 0.01)
@@ -79,9 +81,12 @@ def test_a_trial_above_a_limit_is_shown_and_never_the_best(plan):
 
 def test_limits_that_no_trial_keeps_end_with_the_nearest(plan):
     with pytest.raises(
-        SeqattnError, match=r"None of the 6 complete trials keeps .* came nearest: \{'parameters': 11"
-    ):
+        StudyError, match=r"None of the 6 complete trials keeps .* came nearest: \{'parameters': 11"
+    ) as caught:
         tune(replace(plan, limits={"parameters": 5}))
+    found = caught.value.outcome
+    assert [trial["feasible"] for trial in found.trials] == [False] * 6
+    assert (found.n_infeasible, found.best_trial, found.best_value, found.test) == (6, None, None, {})
 
 
 def test_the_time_of_predictions_is_measured_on_the_development_data(plan, toy):  # noqa: F811
@@ -141,13 +146,20 @@ def test_the_front_holds_what_none_beats_in_both(plan):
     assert outcome.n_pruned == 0
 
 
+def test_a_repeated_trial_does_not_fill_the_front(plan):
+    starts = {name: {"rate": 0.05, "width": 8} for name in ("one", "two")}
+    outcome = tune(replace(plan, trials=2, second="parameters", space=replace(plan.space, starts=starts)))
+    assert numbers(outcome, "same_as") == [None, 0]
+    assert [trial["number"] for trial in outcome.front] == [0]
+
+
 def test_another_trial_is_refitted_if_it_is_asked_for(plan):
     outcome = tune(replace(plan, trials=8, second="parameters"))
     last = outcome.front[-1]
     again = tune(replace(plan, trials=8, second="parameters", choose=last["number"]))
     assert (again.best_trial, again.best_value) == (last["number"], last["value"])
-    with pytest.raises(SeqattnError, match=r"Trial 99 has not completed\. Choose one of 0, 1, 2"):
-        tune(replace(plan, trials=8, second="parameters", choose=99))
+    with pytest.raises(ParameterError, match=r"choose=99 is no trial of 8"):
+        replace(plan, trials=8, second="parameters", choose=99)
 
 
 # -- no work done twice ----------------------------------------------------------------------------------------
@@ -198,10 +210,14 @@ def test_settings_that_are_being_tried_wait_for_the_result(desk):
     desk.prepare({}, {"one": (start, {}), "two": (start, {})})
     first = desk.claim()
     assert first.number == 0
+    # What waits for its result is passed over: others do not wait with it.
+    assert [desk.claim().number for _ in range(4)] == [2, 3, 4, 5]
+    assert desk.trials()[1].state.name == "WAITING"
+    before = desk.plan.output.joinpath("study.journal").read_bytes()
     assert desk.claim() is None
-    assert [trial.state.name for trial in desk.trials()] == ["RUNNING", "WAITING"]
+    assert desk.plan.output.joinpath("study.journal").read_bytes() == before
     desk.finish(first, desk.trials()[0].state.COMPLETE, [0.25], {"epochs": 4})
-    assert desk.claim().number == 2
+    assert desk.claim() is None
     repeated = desk.trials()[1]
     assert (repeated.state.name, repeated.value, repeated.user_attrs["same_as"]) == ("COMPLETE", 0.25, 0)
 
@@ -291,19 +307,39 @@ def test_the_best_of_another_study_comes_first(plan, tmp_path):
         warm = tune(
             replace(plan, output=tmp_path / f"warm {place.name}", space=space, trials=2, warm_start=[place])
         )
-        assert numbers(warm, "name") == [f"warm start {place}", "defaults"]
+        assert numbers(warm, "name") == ["warm start rows", "defaults"]
         first = warm.trials[0]
         assert (first["rate"], first["width"]) == (best.best_params["rate"], best.best_params["width"])
         # What is not searched comes along if it is not the default; the length of a trial does not.
         assert (first["shift"], first["epochs"]) == (0.25, 4)
 
 
+def test_a_study_with_a_warm_start_goes_on_without_the_other_one(plan, tmp_path, monkeypatch):
+    first, second = tmp_path / "first" / "best.toml", tmp_path / "second" / "best.toml"
+    for path, width in ((first, 2), (second, 8)):
+        path.parent.mkdir()
+        path.write_text(
+            f'task = "toy"\nmodel = "line"\ndata = "rows"\n[settings]\nwidth = {width}\nrate = 0.01\n'
+        )
+    monkeypatch.chdir(tmp_path)
+    warm = replace(plan, trials=2, warm_start=["first", "second"])
+    begun = tune(warm)
+    assert numbers(begun, "name") == ["warm start rows", "warm start rows 2"]
+    assert numbers(begun, "width") == [2, 8]
+    # Elsewhere: another path, and the other study has gone on meanwhile, or is not there.
+    first.write_text(first.read_text().replace("width = 2", "width = 4"))
+    for places in ([first.parent], ["nowhere"], []):
+        assert facts(tune(replace(warm, warm_start=places))) == facts(begun)
+
+
+def facts(outcome: Outcome) -> list[dict[str, Any]]:
+    return [{**trial, "seconds": None} for trial in outcome.trials]
+
+
 def test_a_beginning_outside_of_the_space_is_refused(plan, tmp_path, toy):  # noqa: F811
     config = tmp_path / "best.toml"
     config.write_text('task = "toy"\nmodel = "line"\n[settings]\nwidth = 16\nrate = 0.01\n')
-    with pytest.raises(
-        ParameterError, match=r"'warm start .*best\.toml' has width=16, outside of .*widen the space"
-    ):
+    with pytest.raises(ParameterError, match=r"'warm start' has width=16, outside of .*widen the space"):
         tune(replace(plan, warm_start=[config]))
     config.write_text('task = "hawkes"\nmodel = "sahp"\n[settings]\nd_model = 16\n')
     with pytest.raises(

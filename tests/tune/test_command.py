@@ -80,7 +80,7 @@ def test_limits_costs_choices_and_warm_starts_on_the_command_line(here):
     assert "Beaten by none in both objectives" in second.stdout
     assert (here / "second" / "front.png").stat().st_size > 5000
     first = rows(here / "second")[0]
-    assert (first["name"], first["d_model"]) == ("warm start first", "16")
+    assert (first["name"], first["d_model"]) == ("warm start data", "16")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,9 @@ def test_limits_costs_choices_and_warm_starts_on_the_command_line(here):
         (("--limit", "parameters"), "'parameters'"),
         (("--second", "seconds"), "Did you mean 'seconds_per_1000'"),
         (("--warm-start", "nowhere"), "The file 'nowhere' cannot be read"),
+        (("--trials", 1, "--choose", 7), "choose=7 is no trial of 1"),
+        (("--timeout", "nan"), "timeout=nan is not allowed"),
+        (("--study", "x" * 600), "The study name 'xxx"),
         (
             ("--storage", "mysql://host/name"),
             "a database of 'mysql'. Allowed: postgresql://USER@HOST/DATABASE",
@@ -104,6 +107,10 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(here, argume
     assert not (here / "out").exists()
 
 
-def test_a_trial_that_has_not_completed_cannot_be_chosen(here):
-    result = tune("--trials", 1, "--choose", 7, "--output", "out", code=1)
-    assert "Trial 7 has not completed. Choose one of 0." in result.stderr
+def test_a_study_without_a_best_leaves_its_table_and_pictures(here):
+    result = tune("--trials", 2, "--limit", "parameters=5", "--output", "out", code=1)
+    assert "None of the 2 complete trials keeps the limits" in result.stderr
+    assert [trial["feasible"] for trial in rows(here / "out")] == ["False", "False"]
+    for name in ("history", "parallel"):
+        assert (here / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not (here / "out" / "best").exists()

@@ -22,7 +22,8 @@ import seqattn
 from seqattn.cli import cli
 from seqattn.errors import ArtifactError, ParameterError, SeqattnError
 from seqattn.hawkes import task
-from seqattn.train.search import Outcome, Plan, Space, starting_points
+from seqattn.train.search import Outcome, Plan, starting_points
+from seqattn.train.space import Space
 from seqattn.train.workers import Watch, myself
 from seqattn.tune import tune
 from seqattn.tune.desk import Desk
@@ -476,7 +477,9 @@ def test_a_trial_that_ends_its_process_three_times_has_failed(desk):
     assert desk.claim().number == 1
     failed = desk.trials()[0]
     assert failed.state.name == "FAIL"
-    assert failed.user_attrs["reason"] == "Its process ended without a word, 3 times."
+    assert failed.user_attrs["reason"] == (
+        "Its process ended without a word. That was 3 times in a row without a new epoch."
+    )
 
 
 def test_an_interruption_does_not_count_as_an_end_of_its_process(desk):

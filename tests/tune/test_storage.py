@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -17,10 +18,12 @@ from typing import Any
 import optuna
 import postgres
 import pytest
+import sqlalchemy
 from small_events import write_splits
 
 from seqattn.errors import MissingDependencyError, ParameterError, SeqattnError
-from seqattn.train.search import Plan, Space
+from seqattn.train.search import Plan
+from seqattn.train.space import Space
 from seqattn.tune import tune
 from seqattn.tune.desk import Desk
 from seqattn.tune.storage import claims_lock, explained, open_storage, shown
@@ -173,9 +176,8 @@ def test_an_interrupted_trial_goes_back_into_the_database(plan):
     assert (again.number, again.params) == (first.number, first.params)
 
 
-def test_the_lock_of_a_study_keeps_others_out(plan, url, tmp_path):
-    storage = open_storage(url)
-    mine, theirs, other = (claims_lock(storage, url, name, tmp_path) for name in ("one", "one", "another"))
+def test_the_lock_of_a_study_keeps_others_out(url):
+    mine, theirs, other = (claims_lock(url, name) for name in ("one", "one", "another"))
     order: list[str] = []
 
     def wait() -> None:
@@ -191,6 +193,102 @@ def test_the_lock_of_a_study_keeps_others_out(plan, url, tmp_path):
         order.append("mine is over")
     waiting.join()
     assert order == ["another study", "mine is over", "they"]
+
+
+@contextlib.contextmanager
+def restarting(url: str) -> Iterator[None]:
+    """Stop the server, and start it while the block runs."""
+    folder = Path(url.rpartition("host=")[2])
+    postgres.control(folder, "stop")
+    starting = threading.Thread(target=postgres.control, args=(folder, "start"))
+    starting.start()
+    try:
+        yield
+    finally:
+        starting.join()
+
+
+@pytest.mark.slow
+def test_a_server_that_restarts_costs_nothing(plan, url):
+    desk = Desk(replace(plan, study="restart", trials=2))
+    desk.prepare({}, {})
+    with restarting(url):
+        first = desk.claim()
+    with restarting(url):
+        desk.report(first, 1, 0.25)
+    with restarting(url):
+        assert desk.finish(first, optuna.trial.TrialState.COMPLETE, [0.5], {"epochs": 1})
+    with restarting(url):
+        assert desk.trials()[0].values == [0.5]
+    assert desk.claim().number == 1
+    assert [trial.state.name for trial in desk.trials()] == ["COMPLETE", "RUNNING"]
+    assert desk.claim() is None
+    assert desk.trials()[0].intermediate_values == {1: 0.25}
+
+
+@pytest.mark.parametrize("call", ["claim", "finish"])
+@pytest.mark.parametrize("cut", [1, 3, 5, 8])
+def test_a_connection_lost_anywhere_leaves_the_total_exact(plan, monkeypatch, call, cut):
+    desk = Desk(replace(plan, study=f"lost {call} {cut}", trials=2))
+    desk.prepare({}, {})
+    trial = desk.claim() if call == "finish" else None
+    calls = []
+
+    def losing(method: Any) -> Any:
+        def lose(*parts: Any, **more: Any) -> Any:
+            given = method(*parts, **more)
+            calls.append(1)
+            if len(calls) == cut:  # what was written is there, and only the answer is lost
+                raise sqlalchemy.exc.OperationalError("", None, Exception("server closed the connection"))
+            return given
+
+        return lose
+
+    for name in ("create_new_trial", "set_trial_user_attr", "set_trial_state_values", "set_trial_param"):
+        monkeypatch.setattr(desk.storage, name, losing(getattr(desk.storage, name)))
+    if call == "claim":
+        trial = desk.claim()
+    assert desk.finish(trial, optuna.trial.TrialState.COMPLETE, [0.5], {"epochs": 1, "seconds": 1.0})
+    assert len(calls) >= min(cut, 3)
+    second = desk.claim()
+    assert (trial.number, second.number) == (0, 1)
+    assert desk.claim() is None
+    assert [trial.state.name for trial in desk.trials()] == ["COMPLETE", "RUNNING"]
+
+
+def test_a_lock_that_hangs_can_be_left(url):
+    before = signal.getsignal(signal.SIGINT)
+    holding, release = threading.Event(), threading.Event()
+    holder = threading.Thread(target=_hold, args=(claims_lock(url, "hang"), holding, release))
+    holder.start()
+    assert holding.wait(30)
+    rescue = threading.Timer(20, release.set)
+    rescue.start()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), claims_lock(url, "hang"):
+        pass
+    assert not release.is_set()
+    rescue.cancel()
+    release.set()
+    holder.join()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def _hold(lock: Any, holding: threading.Event, release: threading.Event) -> None:
+    with lock:
+        holding.set()
+        release.wait()
+
+
+@pytest.mark.parametrize(
+    "place", ["postgresql://ada:sec:ret@ho st:port/x", "postgresql://ada:se@cret:x@h:p/x"]
+)
+def test_a_url_that_cannot_be_read_says_so_and_names_the_form(place):
+    with pytest.raises(
+        ParameterError, match="no URL that can be read.*postgresql://USER@HOST:PORT/DATABASE"
+    ) as caught:
+        open_storage(place)
+    assert "ret" not in str(caught.value)
 
 
 def test_a_wrong_password_is_refused_and_not_told(plan, url):

@@ -1,0 +1,200 @@
+"""What a search for settings searches: rules by setting, starting points, limits, as a TOML file holds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from seqattn.errors import ParameterError
+from seqattn.train.config import check_names, read_toml
+
+__all__ = ["Space", "check_rule", "is_inside", "is_number"]
+
+_RULES = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("choices",)}
+_TABLES = ("space", "fixed", "trial", "refit", "start", "limit", "pruning")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched, and what each trial and the final fit are given besides.
+
+    Attributes
+    ----------
+    model
+        Name of the model within the task; None is the task's first.
+    rules
+        Settings that are searched: ``type`` ("float", "int", "choice") with ``low``, ``high``, ``log`` or
+        ``choices``.
+    fixed, trial, refit
+        Settings of every fit, of trials only, and of the final fit only.
+    starts
+        Settings that are tried first, by name; what one leaves out has the estimator's default.
+    limits
+        The most that a model may cost, by names in :data:`seqattn.train.costs.COSTS`.
+    second
+        A cost that is minimised beside the objective; empty for none.
+    startup_trials, warmup_epochs
+        Trials that must have completed before one is pruned, and epochs before which none is.
+    """
+
+    model: str | None = None
+    rules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    trial: dict[str, Any] = field(default_factory=dict)
+    refit: dict[str, Any] = field(default_factory=dict)
+    starts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    startup_trials: int = 5
+    warmup_epochs: int = 0
+    second: str = ""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Space:
+        """Read a search space from a TOML file.
+
+        Parameters
+        ----------
+        path
+            A file with the keys of ``tuning/hawkes.toml``.
+
+        Raises
+        ------
+        ParameterError
+            The file cannot be read, or holds something that is not known.
+        """
+        values = read_toml(path)
+        check_names(values, ("model", "second", *_TABLES), f"a key of {str(path)!r}")
+        for name in _TABLES:
+            if not isinstance(values.setdefault(name, {}), dict):
+                raise ParameterError(f"{name!r} in {str(path)!r} is {values[name]!r}. Give a table.")
+        for name in ("model", "second"):
+            if not isinstance(values.get(name, ""), str):
+                raise ParameterError(f"{name!r} in {str(path)!r} is {values[name]!r}. Give a name.")
+        for name, settings in values["start"].items():
+            if not isinstance(settings, dict):
+                raise ParameterError(
+                    f"The starting point {name!r} in {str(path)!r} is {settings!r}. Give a table of settings, headed "
+                    f"[start.{name}]."
+                )
+        check_names(values["pruning"], ("startup_trials", "warmup_epochs"), "a key of 'pruning'")
+        for name, count in values["pruning"].items():
+            if not (is_number(count, "int") and count >= 0):
+                raise ParameterError(
+                    f"{name!r} in {str(path)!r} is {count!r}. Give a whole number, at least 0."
+                )
+        if not values["space"]:
+            raise ParameterError(f"{str(path)!r} has no table 'space', so there is nothing to search.")
+        for name, rule in values["space"].items():
+            check_rule(name, rule)
+        parts = (values[name] for name in _TABLES[:-1])
+        space = cls(values.get("model"), *parts, **values["pruning"])
+        return replace(space, second=values.get("second", ""))
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Space:
+        """Return the space with some settings fixed, which are then no longer searched.
+
+        Parameters
+        ----------
+        settings
+            Constructor arguments for every fit; they also replace those of trials and of the final fit.
+        """
+        rules = {name: rule for name, rule in self.rules.items() if name not in settings}
+        trial, refit = ({**part, **_common(part, settings)} for part in (self.trial, self.refit))
+        return replace(self, rules=rules, fixed={**self.fixed, **settings}, trial=trial, refit=refit)
+
+    def searched(self) -> dict[str, Any]:
+        """Return all but what is asked of the models, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("limits", "second")}
+
+
+def _common(part: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in part}
+
+
+def check_rule(name: str, rule: Any) -> None:
+    """Refuse a rule that names no values to choose from.
+
+    Parameters
+    ----------
+    name
+        Name of the searched setting.
+    rule
+        Its rule, as in :class:`Space`.
+
+    Raises
+    ------
+    ParameterError
+        The rule is none.
+
+    Examples
+    --------
+    >>> check_rule("dropout", {"type": "float", "low": 0.0, "high": 0.5})
+    """
+    kind = str(rule.get("type") if isinstance(rule, dict) else None)
+    check_names([kind], _RULES, f"a type for the searched setting {name!r}")
+    keys = _RULES[kind]
+    check_names([key for key in rule if key != "type"], keys, f"a key of the searched setting {name!r}")
+    missing = [key for key in keys if key not in rule and key != "log"]
+    if missing:
+        raise ParameterError(f"The searched setting {name!r} has no {missing[0]!r}.")
+    if kind == "choice":
+        is_good = isinstance(rule["choices"], list) and len(rule["choices"]) > 0
+    else:
+        numbers = [is_number(rule[key], kind) for key in ("low", "high")]
+        is_known = isinstance(rule.get("log", False), bool)
+        is_good = (
+            is_known
+            and all(numbers)
+            and rule["low"] <= rule["high"]
+            and (rule["low"] > 0 or not rule.get("log"))
+        )
+    if not is_good:
+        raise ParameterError(
+            f"The searched setting {name!r} is {rule}. Give a list of choices, or finite numbers with low <= high "
+            "(and 0 < low if log, which is true or false)."
+        )
+
+
+def is_number(value: Any, kind: str) -> bool:
+    """Return whether a value is a finite number.
+
+    Parameters
+    ----------
+    value
+        Anything.
+    kind
+        ``"int"`` for whole numbers only, or ``"float"``.
+
+    Examples
+    --------
+    >>> is_number(3, "float"), is_number(3.5, "int"), is_number(True, "int"), is_number(float("inf"), "float")
+    (True, False, False, False)
+    """
+    is_of_kind = isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
+    return is_of_kind and math.isfinite(value)
+
+
+def is_inside(value: Any, rule: Mapping[str, Any]) -> bool:
+    """Return whether a rule allows a value.
+
+    Parameters
+    ----------
+    value
+        Anything.
+    rule
+        As in :class:`Space`.
+
+    Examples
+    --------
+    >>> (
+    ...     is_inside(2, {"type": "choice", "choices": [1, 2]}),
+    ...     is_inside(2.5, {"type": "int", "low": 1, "high": 3}),
+    ... )
+    (True, False)
+    """
+    if rule["type"] == "choice":
+        return any(type(value) is type(choice) and value == choice for choice in rule["choices"])
+    return is_number(value, rule["type"]) and bool(rule["low"] <= value <= rule["high"])
