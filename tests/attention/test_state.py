@@ -139,7 +139,9 @@ def test_a_ring_holds_what_later_tokens_may_see(pattern, kept):
     assert state.to_tensors()["keys"].shape[2] == kept
 
 
-@pytest.mark.parametrize("pattern", [Dense(), Local(4) | Prefix(2), LABELLED["segments or local"]], ids=str)
+@pytest.mark.parametrize(
+    "pattern", [Dense(), Local(4) | Prefix(2), LABELLED["segments or local"]], ids=["dense", "ring", "labels"]
+)
 def test_a_state_survives_copies_and_files(pattern):
     q, k, v, bias, lengths = sequences(1, torch.float64, 1)
     plain = stream(q, k, v, bias, lengths, pattern, 5)
