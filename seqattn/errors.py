@@ -7,6 +7,7 @@
     ├── ParameterError(ValueError)   2  an argument is wrong
     ├── BackendError(RuntimeError)   1  a device or kernel cannot do what was asked
     ├── ArtifactError(RuntimeError)  3  a saved file is foreign, damaged or too new
+    ├── StudyError(RuntimeError)     1  a search for settings has none that can be taken
     └── MissingDependencyError(ImportError)  4  an optional package is absent
     SeqattnWarning(UserWarning)      the result may mislead, and the caller can act
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ArtifactError",
@@ -26,6 +28,7 @@ __all__ = [
     "ParameterError",
     "SeqattnError",
     "SeqattnWarning",
+    "StudyError",
     "suggest",
 ]
 
@@ -56,6 +59,22 @@ class ArtifactError(SeqattnError, RuntimeError):
     """A saved file is missing, foreign, damaged or from a newer version."""
 
     exit_code = 3
+
+
+class StudyError(SeqattnError, RuntimeError):
+    """A search for settings has no trial that can be taken.
+
+    Parameters
+    ----------
+    message
+        Why.
+    outcome
+        What was found all the same, a :class:`seqattn.train.search.Outcome`.
+    """
+
+    def __init__(self, message: str, outcome: Any = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
 
 
 class MissingDependencyError(SeqattnError, ImportError):

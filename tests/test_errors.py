@@ -12,6 +12,7 @@ from seqattn.errors import (
     ParameterError,
     SeqattnError,
     SeqattnWarning,
+    StudyError,
     suggest,
 )
 
@@ -21,6 +22,7 @@ EXIT_CODES = {
     ParameterError: 2,
     BackendError: 1,
     ArtifactError: 3,
+    StudyError: 1,
     MissingDependencyError: 4,
 }
 
@@ -32,6 +34,7 @@ EXIT_CODES = {
         (ParameterError, ValueError),
         (BackendError, RuntimeError),
         (ArtifactError, RuntimeError),
+        (StudyError, RuntimeError),
         (MissingDependencyError, ImportError),
     ],
 )

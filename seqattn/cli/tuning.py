@@ -11,6 +11,7 @@ import click
 
 import seqattn
 from seqattn.cli.console import example, flag, note, options, picture, run_of, show, stopped
+from seqattn.errors import StudyError
 
 if TYPE_CHECKING:
     from seqattn.train.search import Outcome, Plan
@@ -63,7 +64,7 @@ def tune(
     """
     from seqattn.report import study_text
     from seqattn.train.config import parse_pairs, short_name
-    from seqattn.train.search import Plan, StudyError
+    from seqattn.train.search import Plan
     from seqattn.train.space import Space
     from seqattn.tune import tune as search
 

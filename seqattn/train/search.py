@@ -13,14 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seqattn.errors import ParameterError, SeqattnError
+from seqattn.errors import ParameterError
 from seqattn.train.callbacks import Progress
 from seqattn.train.config import Run, check_names, json_ready, short_name
 from seqattn.train.costs import COSTS
 from seqattn.train.folder import RunFolder
 from seqattn.train.space import Space, check_rule, is_inside, is_number
 
-__all__ = ["Outcome", "Plan", "StudyError", "refit", "starting_points", "storage_place", "warm_starts"]
+__all__ = ["Outcome", "Plan", "refit", "starting_points", "storage_place", "warm_starts"]
 
 _JOURNALS = (".journal", ".log")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -256,22 +256,6 @@ class Outcome:
     best_trial: int | None = None
     dev: float | None = None
     test: dict[str, Any] = field(default_factory=dict)
-
-
-class StudyError(SeqattnError):
-    """A study has no trial that can be refitted.
-
-    Parameters
-    ----------
-    message
-        Why.
-    outcome
-        What was found all the same.
-    """
-
-    def __init__(self, message: str, outcome: Outcome) -> None:
-        super().__init__(message)
-        self.outcome = outcome
 
 
 def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

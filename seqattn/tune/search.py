@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import seqattn
 from seqattn.data.catalog import is_on_disk, resource
-from seqattn.errors import ArtifactError, SeqattnError, SeqattnWarning
+from seqattn.errors import ArtifactError, SeqattnError, SeqattnWarning, StudyError
 from seqattn.train.config import short_name
 from seqattn.train.costs import measure_cost
 from seqattn.train.folder import make_folder
@@ -30,7 +30,6 @@ from seqattn.train.history import History
 from seqattn.train.search import (
     Outcome,
     Plan,
-    StudyError,
     refit,
     starting_points,
     storage_place,

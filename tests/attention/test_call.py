@@ -58,7 +58,7 @@ MISTAKES = {
     "dropout": ([SHAPE] * 3, {"dropout": 1.0}, "from 0 to below 1, got 1.0"),
     "need": ([SHAPE] * 3, {"need": "weigths"}, "Did you mean 'weights'?"),
     "kernel": ([SHAPE] * 3, {"kernel": "spda"}, "Kernels: 'auto', .*Did you mean 'sdpa'?"),
-    "pattern": ([SHAPE] * 3, {"pattern": "dens"}, "'dilated'. Did you mean 'dense'?"),
+    "pattern": ([SHAPE] * 3, {"pattern": "dens"}, "'routing'. Did you mean 'dense'?"),
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ import pytest
 from toy import SPACE, Line, toy  # noqa: F401 - a fixture is found by its name
 
 import seqattn
-from seqattn.errors import ParameterError
+from seqattn.errors import ParameterError, StudyError
 from seqattn.train.costs import measure_cost
-from seqattn.train.search import Outcome, Plan, StudyError, starting_points, warm_starts
+from seqattn.train.search import Outcome, Plan, starting_points, warm_starts
 from seqattn.train.space import Space
 from seqattn.train.workers import myself
 from seqattn.tune import tune

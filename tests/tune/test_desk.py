@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from toy import SPACE, toy  # noqa: F401 - a fixture is found by its name
 
 import seqattn
-from seqattn.errors import BackendError, SeqattnError
-from seqattn.train.search import Plan, StudyError
+from seqattn.errors import BackendError, SeqattnError, StudyError
+from seqattn.train.search import Plan
 from seqattn.train.space import Space
 from seqattn.train.workers import myself
 from seqattn.tune import tune
