@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import platform
 import resource
@@ -30,7 +29,6 @@ BASE = "fused dense"
 CHECKED = 2048
 # The longest sequence of which every method runs more than a few times.
 LONG = 2048
-_PEERS = {"local-attention": "local_attention", "x-transformers": "x_transformers"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Method:
 
 
 def methods(patterns: Iterable[str] = ()) -> list[str]:
-    """Return the names of what can be compared: the fused call, patterns, and installed packages of others.
+    """Return the names of what is compared: the fused call, and patterns.
 
     Parameters
     ----------
@@ -74,12 +72,11 @@ def methods(patterns: Iterable[str] = ()) -> list[str]:
     ParameterError
         A name is not known.
     """
-    known = [*PATTERNS, *(name for name, module in _PEERS.items() if importlib.util.find_spec(module))]
-    chosen = list(patterns) or known
+    chosen = list(patterns) or list(PATTERNS)
     for name in chosen:
-        if name not in known:
+        if name not in PATTERNS:
             raise ParameterError(
-                f"There is nothing called {name!r} to compare. Known: {', '.join(known)}.{suggest(name, known)}"
+                f"There is no pattern {name!r} to compare. Patterns: {', '.join(PATTERNS)}.{suggest(name, PATTERNS)}"
             )
     return [BASE, *chosen]
 
@@ -95,7 +92,7 @@ def bench(
 
     In each round every method runs once, in shuffled order; ``ratio`` is its processor time over that of the fused
     dense call in the same round. ``error`` is the largest difference from float64 attention by the definition,
-    computed in the same process before anything is timed; it is missing above 2,048 tokens and for others' packages.
+    computed in the same process before anything is timed; it is missing above 2,048 tokens and for routing.
     ``peak_mb`` is the highest resident memory of a process of its own above that before the call.
 
     Parameters
@@ -175,9 +172,6 @@ def _method(case: Case, name: str) -> Method:
         inputs = [x.requires_grad_(case.backward) for x in wide]
         q, k, v = inputs
         return Method(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=case.causal), inputs, None)
-    if name in _PEERS:
-        inputs = [x.requires_grad_(case.backward) for x in wide]
-        return Method(_peer(name, case, inputs), inputs, None)
     packed = [x.transpose(1, 2).flatten(0, 1).contiguous().requires_grad_(case.backward) for x in wide]
     return _own(name, case, packed, Layout.of([case.length] * case.batch))
 
@@ -205,22 +199,6 @@ def _own(name: str, case: Case, inputs: list[Tensor], layout: Layout) -> Method:
         return output
 
     return Method(routed, inputs, None)
-
-
-def _peer(name: str, case: Case, inputs: list[Tensor]) -> Callable[[], Tensor]:
-    """Return another package's attention with 128 keys, or dense if it has no window."""
-    if name == "local-attention":
-        from local_attention import LocalAttention  # type: ignore[import-not-found]
-
-        layer = LocalAttention(
-            window_size=128, causal=case.causal, look_backward=1, exact_windowsize=True, autopad=True,
-            look_forward=None if case.causal else 1, use_rotary_pos_emb=False,
-        )  # fmt: skip
-        return lambda: layer(*inputs)
-    from x_transformers.attend import Attend  # type: ignore[import-not-found]
-
-    dense = Attend(causal=case.causal, flash=True)
-    return lambda: dense(*inputs)[0]
 
 
 def _seconds(method: Method, case: Case) -> float:

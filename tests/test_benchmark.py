@@ -75,5 +75,5 @@ def test_what_cannot_be_meant_is_refused(arguments, message):
 
 def test_names_are_those_of_patterns():
     assert methods(["local"]) == ["fused dense", "local"]
-    with pytest.raises(ParameterError, match="nothing called 'no'"):
+    with pytest.raises(ParameterError, match="no pattern 'no' to compare"):
         methods(["no"])

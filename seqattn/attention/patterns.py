@@ -339,11 +339,8 @@ class Segments(Pattern):
             )
         if self.window is not None:
             _check_count("Segments", "window", self.window)
-
-    @property
-    def by_head(self) -> bool:  # type: ignore[override]
-        """Whether the labels differ from head to head; of labels that fit no call yet nothing is said."""
-        return self.labels.dim() == 2
+        # Padded labels look alike until fit() has made them one after the other.
+        object.__setattr__(self, "by_head", self.labels.dim() == 2)
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         labels = self.labels.movedim(-1, 0) if self.labels.dim() == 2 else self.labels[None]

@@ -61,8 +61,10 @@ class Rule(ABC):
 class Span(ABC):
     """A window inside a segment: which keys queries may see, by their places in the segment."""
 
-    front = 0
-    """Number of first keys that every query sees besides its window."""
+    @property
+    def front(self) -> int:
+        """Number of first keys that every query sees besides its window."""
+        return 0
 
     @property
     def block(self) -> int:
@@ -98,7 +100,7 @@ class Band(Span):
     prefix: int = 0
 
     @property
-    def front(self) -> int:  # type: ignore[override]
+    def front(self) -> int:
         """Number of first keys that every query sees besides its window."""
         return self.prefix
 

@@ -93,9 +93,7 @@ def explain(
     callback=_numbers,
     help="Width of a head.",
 )
-@click.option(
-    "--patterns", metavar="A,B", callback=_names, help="Patterns and packages.  [default: all there are]"
-)
+@click.option("--patterns", metavar="A,B", callback=_names, help="Patterns.  [default: all there are]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each method.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
 @click.option("--output", metavar="DIR", help="Folder for bench.csv, bench.md and bench.png.")
