@@ -12,7 +12,7 @@ Sides
     parameters stand in ``seqattn_side.py``. ``--ours`` adds a side ``given`` with parameters of one's own.
 
 What is timed
-    Whole epochs over the training split, the same 32 sequences per step in the same order for all. ``step`` is
+    Whole epochs over the training split, the same sequences per step (``--batch``) in the same order for all. ``step`` is
     everything the trainer does with a batch: forward, backward, optimiser, reading the loss. ``batch`` is the making
     of the padded or packed batch from the stored sequences. The ratio is formed from ``step``; the one with both
     stands beside it. The first steps of a process are not timed. Memory is the highest resident size from the
@@ -83,7 +83,7 @@ def train_easytpp(data: Data, orders: list[np.ndarray], job: dict[str, Any]) -> 
     losses = []
     for order in orders:
         totals = np.zeros(2)
-        for batch in watch.batches(cut(order), make_batch):
+        for batch in watch.batches(cut(order, job["batch"]), make_batch):
             totals += peer.train_batch(wrapper, batch)
         losses.append(totals[0] / totals[1])
     return watch.figures() | described(wrapper.model, losses, peer.version())
@@ -106,7 +106,7 @@ def train_seqattn(data: Data, orders: list[np.ndarray], job: dict[str, Any]) -> 
         return pack(sequences, rows, scale=scale, recency=module.needs_recency)
 
     settings = FitSettings(epochs=len(orders), learning_rate=RATE, device="cpu", seed=job["seed"])
-    history = fit_module(module, lambda epoch: watch.batches(cut(orders[epoch]), make_batch), None, settings)
+    history = fit_module(module, lambda epoch: watch.batches(cut(orders[epoch], job["batch"]), make_batch), None, settings)
     # In the user's unit: densities per model unit are larger by the factor scale.
     losses = [record["train_loss"] + np.log(scale) for record in history.records]
     return watch.figures() | described(module, losses, ours.version())
@@ -171,7 +171,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Measure one side in this process."""
     data, draws = Data.read(job["file"]), np.random.default_rng(job["seed"])
     orders = [draws.permutation(len(data)) for _ in range(job["epochs"] + 1)]
-    orders[0] = orders[0][: WARM_UP_STEPS * BATCH]
+    orders[0] = orders[0][: WARM_UP_STEPS * job["batch"]]
     train = train_easytpp if job["side"] == "easytpp" else train_seqattn
     return train(data, orders, job)
 
@@ -186,9 +186,11 @@ def compare(name: str, options: argparse.Namespace, folder: Path) -> Iterator[di
     for number, side in alternating(["easytpp", *options.sides], options.rounds):
         parameters = options.sides.get(side, {})
         job = {"side": side, "file": str(path), "epochs": options.epochs, "seed": options.seed}
+        job["batch"] = options.batch
         python = options.peer_python if side == "easytpp" else sys.executable
         figures = measure(__file__, python, job | {"parameters": parameters}, options.threads)
         about = {"data": name, "round": number, "side": side, "events": events, "epochs": options.epochs}
+        about["batch"] = options.batch
         record = about | {"ours": json.dumps(parameters)} | figures
         told(line(record))
         yield record
@@ -243,6 +245,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2, help="timed epochs per process")
+    parser.add_argument("--batch", type=int, default=BATCH, help="sequences per step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "hawkes_training.csv")

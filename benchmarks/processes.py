@@ -111,9 +111,9 @@ class Memory:
         return status("VmHWM") - self.resident
 
 
-def cut(order: np.ndarray) -> list[np.ndarray]:
+def cut(order: np.ndarray, size: int = BATCH) -> list[np.ndarray]:
     """Return batches of sequences in the given order."""
-    return [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+    return [order[first : first + size] for first in range(0, len(order), size)]
 
 
 # --- the driver ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from seqattn.train.costs import COSTS
 if TYPE_CHECKING:
     from seqattn.train.search import Outcome
 
-__all__ = ["plot_bench", "plot_front", "plot_importance", "plot_parallel", "plot_trials"]
+__all__ = ["plot_bench", "plot_front", "plot_importance", "plot_parallel", "plot_patterns", "plot_trials"]
 
 # An axis with this many different values shows them at equal distances.
 _FEW = 6
@@ -336,5 +336,41 @@ def plot_bench(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         one.set_xticks(lengths, [f"{length:,}" for length in lengths])
         one.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
+    picture.savefig(Path(path), dpi=120)
+    return Path(path)
+
+
+def plot_patterns(rows: Sequence[Mapping[str, Any]], unit: str, path: str | Path) -> Path:
+    """Draw the quality of each attention pattern against its time, one panel per data set, and return the path.
+
+    Parameters
+    ----------
+    rows
+        What :func:`seqattn.reproduce.patterns.pattern_rows` returned.
+    unit
+        What the quality is, with its unit.
+    path
+        File that ends in .png, .pdf or .svg.
+
+    Raises
+    ------
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    picture, _ = new_figure()
+    picture.clear()
+    picture.set_size_inches(5.5 * len(datasets), 4.5)
+    for one, dataset in zip(picture.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+        for row in (row for row in rows if row["dataset"] == dataset):
+            one.errorbar(row["seconds"], row["mean"], yerr=row["std"], fmt="o", capsize=3)
+            one.annotate(
+                row["pattern"], (row["seconds"], row["mean"]), (5, 4), textcoords="offset points", fontsize=8
+            )
+        one.set(xlabel="seconds of training and evaluation", ylabel=unit, title=dataset)
+        one.ticklabel_format(useOffset=False)
+        one.margins(x=0.25, y=0.1)
+        one.set_xlim(left=0)
+        one.grid(alpha=0.3)
     picture.savefig(Path(path), dpi=120)
     return Path(path)

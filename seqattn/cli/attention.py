@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from seqattn.cli.console import example, note, options, picture, show
+from seqattn.cli.console import example, flag, note, options, picture, show, stopped
 from seqattn.errors import ParameterError
 
 __all__ = ["attention"]
@@ -30,7 +32,8 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
-    return [name.strip() for name in (value or "").split(",") if name.strip()]
+    """Return names between commas; a comma inside brackets, as in local(left=8, right=8), belongs to a name."""
+    return [name.strip() for name in re.split(r",(?![^(]*\))", value or "") if name.strip()]
 
 
 _SHAPE = [
@@ -119,14 +122,80 @@ def bench(
     if output is not None:
         folder = Path(output)
         write_table(folder / "bench.csv", list(records[0]), [list(record.values()) for record in records])
-        (folder / "bench.md").write_text(_markdown(headers, found), encoding="utf-8")
+        (folder / "bench.md").write_text(_markdown(found), encoding="utf-8")
         picture(lambda: plot_bench(found, folder / "bench.png"))
     show({"rows": found, "output": output}, text)
 
 
-def _markdown(headers: list[str], rows: list[dict[str, Any]]) -> str:
+@attention.command(
+    epilog=example("attention compare hawkes --data taxi --patterns dense,local --seeds 1 --set epochs=2")
+)
+@click.argument("task")
+@options("training", "machine")
+@click.option(
+    "--data", "datasets", metavar="A,B", callback=_names,
+    help="Known names, files or folders.  [default: that of the task]",
+)  # fmt: skip
+@click.option(
+    "--patterns", metavar="A,B", required=True, callback=_names,
+    help="Values of the model's argument attention; the others are compared with the first.",
+)  # fmt: skip
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds, from --seed on."
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Fits at the same time."
+)
+@click.option("--retry-failed", is_flag=True, help="Run fits again that failed before.")
+@click.option("--output", metavar="DIR", help="Folder of the results.  [default: runs/compare-TASK]")
+def compare(
+    task: str, datasets: list[str], patterns: list[str], settings: Sequence[str], seed: int | None,
+    device: str | None, output: str | None, **given: Any,
+) -> None:  # fmt: skip
+    """Fit the model of TASK with one pattern after the other, and compare quality, time and memory.
+
+    Each fit has a process of its own. Stop it at any time: the same command goes on with the fits that are left.
+    """
+    import seqattn
+    from seqattn.plots import plot_patterns
+    from seqattn.report import table, write_table
+    from seqattn.reproduce.page import remarks
+    from seqattn.reproduce.patterns import pattern_grid, pattern_rows
+    from seqattn.reproduce.run import Plan, reproduce
+    from seqattn.reproduce.summary import Summary
+    from seqattn.train.config import parse_pairs
+
+    folder = Path(output) if output else Path("runs", f"compare-{task}")
+    stopped(f"What was finished is in {str(folder)!r}; the same command goes on.")
+    grid = pattern_grid(task, datasets or [seqattn.task(task).DEFAULT_DATA], patterns)
+    shared: dict[str, Any] = {
+        "seed": seed or 0,
+        "device": device or "auto",
+        "settings": parse_pairs(settings, "--set"),
+    }
+    result = reproduce(Plan(task, folder, grid=grid, quiet=flag("quiet"), **shared, **given))
+    rows = pattern_rows(result)
+    text = [f"{grid.title} in {grid.metrics[0].unit}, protocol {grid.protocol}."]
+    if rows:
+        text.append(table(list(rows[0]), [list(row.values()) for row in rows]))
+        write_table(folder / "patterns.csv", list(rows[0]), [list(row.values()) for row in rows])
+        (folder / "patterns.md").write_text(_markdown(rows), encoding="utf-8")
+        picture(
+            lambda: plot_patterns(
+                rows, f"{grid.metrics[0].title}, {grid.metrics[0].unit}", folder / "patterns.png"
+            )
+        )
+    for title, found in remarks(Summary(result)).items():
+        text.append("\n".join([f"{title}:", *(f"  {line}" for line in found)]))
+    show({"compare": task, "rows": rows, "output": str(folder)}, "\n\n".join(text))
+    if result.failed:
+        click.get_current_context().exit(1)
+
+
+def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     from seqattn.report import number
 
+    headers = list(rows[0])
     lines = [f"| {' | '.join(headers)} |", f"| {' | '.join('---' for _ in headers)} |"]
     lines += [f"| {' | '.join(number(value) for value in row.values())} |" for row in rows]
     return "\n".join([*lines, ""])

@@ -22,6 +22,7 @@ from seqattn.errors import DataError, SeqattnError
 from seqattn.reproduce.results import deciding
 from seqattn.train.callbacks import Progress
 from seqattn.train.config import Run, json_ready, versions
+from seqattn.train.costs import PeakMemory
 from seqattn.train.folder import RunFolder
 from seqattn.train.workers import FileLock, become_worker
 
@@ -68,7 +69,8 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    ``metrics``, ``cases`` (totals and counts by test case), ``seconds``, ``epochs``, ``best_epoch``.
+    ``metrics``, ``cases`` (totals and counts by test case), ``seconds``, ``memory_mb`` (the highest resident memory
+    above that before the fit), ``epochs``, ``best_epoch``.
 
     Raises
     ------
@@ -107,7 +109,7 @@ def _check(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> 
 def _figures(
     module: Any, model: Any, parts: Mapping[str, Any], folder: RunFolder, evaluation: Mapping[str, Any]
 ) -> dict[str, Any]:
-    began = time.perf_counter()
+    began, memory = time.perf_counter(), PeakMemory()
     folder.fit(module, model, parts["train"], parts["dev"], [Progress()])
     fitted = time.perf_counter()
     history = getattr(model, "history_", None)
@@ -120,6 +122,7 @@ def _figures(
             "metrics": {name: value for name, value in metrics.items() if not isinstance(value, dict | list)},
             "cases": {"totals": totals, "counts": counts},
             "seconds": round(training + time.perf_counter() - fitted, 2),
+            "memory_mb": round(memory.above_start(), 1),
             "epochs": len(history.records) if history else None,
             "best_epoch": history.best_epoch if history else None,
             "threads": torch.get_num_threads(),

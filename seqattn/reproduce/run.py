@@ -57,6 +57,8 @@ class Plan:
         Whether cells that failed before run again.
     config
         File with another grid; empty for that of the package.
+    grid
+        Another grid, whose models are patterns of attention; its name is then that of a task.
     quiet
         Whether to say nothing while running.
     """
@@ -74,6 +76,7 @@ class Plan:
     scheduler: str | None = None
     retry_failed: bool = False
     config: str = ""
+    grid: Grid | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -179,7 +182,7 @@ def reproduce(plan: Plan) -> Reproduction:
     DataError
         None of the data sets is on this machine, or the results are damaged.
     """
-    whole = Grid.load(plan.config) if plan.config else Grid.of(plan.noun)
+    whole = plan.grid or (Grid.load(plan.config) if plan.config else Grid.of(plan.noun))
     grid = whole.select(plan.datasets, plan.models)
     module = seqattn.task(grid.task)
     _check_settings(module, grid, plan)
@@ -227,20 +230,24 @@ def _look(module: ModuleType, grid: Grid, plan: Plan) -> tuple[dict[str, _Seen],
     found, skipped = {}, {}
     for wanted in grid.datasets:
         try:
-            place = catalog.find(wanted.name, module.FAMILY)
+            origin = _origin(wanted.name, module.FAMILY)
         except DataError as error:
             skipped[wanted.name] = str(error)
             plan.say(f"{wanted.name}: skipped. {error}")
             continue
         with _warnings_of(wanted.name):
             parts = module.splits(wanted.name, module.SPLITS)
-        differs = module.deviations(wanted.name, parts)
+        differs = [] if origin == "path" else module.deviations(wanted.name, parts)
         digests = {role: X.digest() for role, X in parts.items()}
         note = f"not the published data: {', '.join(differs)}" if differs else wanted.note
-        found[wanted.name] = _Seen(digests, note, not differs, place.origin == "embedded")
+        found[wanted.name] = _Seen(digests, note, not differs, origin == "embedded")
     if not found:
         raise DataError(f"None of the data sets is on this machine. {next(iter(skipped.values()))}")
     return found, skipped
+
+
+def _origin(name: str, family: str) -> str:
+    return "path" if catalog.is_on_disk(name) else catalog.find(name, family).origin
 
 
 @contextlib.contextmanager
@@ -298,6 +305,8 @@ def _cells(
 
 def _command(plan: Plan, dataset: str, model: str, seed: int) -> str:
     words = ["seqattn", "reproduce", plan.noun, "--datasets", dataset, "--models", model]
+    if plan.grid is not None:
+        words = ["seqattn", "attention", "compare", plan.noun, "--data", dataset, "--patterns", model]
     words += ["--seed", str(seed), "--seeds", "1"]
     words += [word for name, value in plan.settings.items() for word in ("--set", f"{name}={value}")]
     return shlex.join([*words, *(["--config", plan.config] if plan.config else [])])

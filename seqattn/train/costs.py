@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from seqattn.errors import ParameterError
 
-__all__ = ["COSTS", "cost_text", "measure_cost"]
+__all__ = ["COSTS", "PeakMemory", "cost_text", "measure_cost"]
 
 # Name -> what it counts, with its unit.
 COSTS = {"seconds_per_1000": "seconds per 1,000 predictions", "parameters": "number of weights"}
@@ -68,3 +71,27 @@ def measure_cost(task: ModuleType, model: Any, X: Any, name: str) -> float:
         n_predictions = sum(len(frame) for frame in task.predict(model, X))
         times.append(time.perf_counter() - started)
     return 1000 * min(times) / max(n_predictions, 1)
+
+
+class PeakMemory:
+    """The highest resident memory of this process from the making of this object on, less that at its start."""
+
+    def __init__(self) -> None:
+        refs = Path("/proc/self/clear_refs")
+        if refs.exists():
+            refs.write_text("5", encoding="ascii")  # what importing torch took would hide what comes after
+        self._start = _highest_mb()
+
+    def above_start(self) -> float:
+        """Return the rise so far, in MB of 2^20 bytes."""
+        return max(0.0, _highest_mb() - self._start)
+
+
+def _highest_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = next(
+            line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM")
+        )
+        return int(found.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
