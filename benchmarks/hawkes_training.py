@@ -12,8 +12,8 @@ Sides
     parameters stand in ``seqattn_side.py``. ``--ours`` adds a side ``given`` with parameters of one's own.
 
 What is timed
-    Whole epochs over the training split, the same sequences per step (``--batch``) in the same order for all. ``step`` is
-    everything the trainer does with a batch: forward, backward, optimiser, reading the loss. ``batch`` is the making
+    Whole epochs over the training split, the same sequences per step (``--batch``) in the same order for all. ``step``
+    is everything the trainer does with a batch: forward, backward, optimiser, reading the loss. ``batch`` is the making
     of the padded or packed batch from the stored sequences. The ratio is formed from ``step``; the one with both
     stands beside it. The first steps of a process are not timed. Memory is the highest resident size from the
     building of the model on, less the size at that point.
@@ -106,7 +106,9 @@ def train_seqattn(data: Data, orders: list[np.ndarray], job: dict[str, Any]) -> 
         return pack(sequences, rows, scale=scale, recency=module.needs_recency)
 
     settings = FitSettings(epochs=len(orders), learning_rate=RATE, device="cpu", seed=job["seed"])
-    history = fit_module(module, lambda epoch: watch.batches(cut(orders[epoch], job["batch"]), make_batch), None, settings)
+    history = fit_module(
+        module, lambda epoch: watch.batches(cut(orders[epoch], job["batch"]), make_batch), None, settings
+    )
     # In the user's unit: densities per model unit are larger by the factor scale.
     losses = [record["train_loss"] + np.log(scale) for record in history.records]
     return watch.figures() | described(module, losses, ours.version())
