@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from seqattn.attention.biases import KeyBias
 from seqattn.attention.call import attend, backends, explain
+from seqattn.attention.experts import Experts
 from seqattn.attention.kernel import Attention
 from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import HeadMix
 from seqattn.attention.patterns import Blocked, Dense, Dilated, Local, Neighborhood, Prefix, Segments
-from seqattn.attention.routing import Router, Routing
+from seqattn.attention.router import Router
+from seqattn.attention.routing import Routing
+from seqattn.attention.sorted import SortedChunks
 from seqattn.attention.state import KeyValueState
 
 __all__ = [
@@ -16,6 +19,7 @@ __all__ = [
     "Blocked",
     "Dense",
     "Dilated",
+    "Experts",
     "HeadMix",
     "KeyBias",
     "KeyValueState",
@@ -26,6 +30,7 @@ __all__ = [
     "Router",
     "Routing",
     "Segments",
+    "SortedChunks",
     "attend",
     "backends",
     "explain",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.check import centre_bias, check_call, stream_refusals
+from seqattn.attention.experts import ExpertChoice
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
@@ -24,7 +25,9 @@ from seqattn.attention.state import KeyValueState, NewTokens
 from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Reference())}
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel for kernel in (Fused(), Plain(), Window(), ExpertChoice(), Reference())
+}
 
 
 def attend(
@@ -60,8 +63,8 @@ def attend(
     q, k, v
         Queries, keys and values in float16, bfloat16, float32 or float64, all of one type and layout.
     pattern
-        Which keys a query may see: a pattern object such as ``Dense()`` or ``Local(100) | Prefix(1)``, or one of
-        ``"dense"``.
+        Which keys a query may see: a pattern object such as ``Dense()`` or ``Local(100) | Prefix(1)``, or its text
+        such as ``"local(100) | prefix(1)"``.
     causal
         Whether the last query of a sequence sees all its keys, the one before all but the last, and so on. With as
         many keys as queries: no query sees a later key. Counted per sequence.
@@ -147,7 +150,7 @@ def backends() -> dict[str, Capability]:
     Examples
     --------
     >>> sorted(backends())
-    ['plain', 'reference', 'sdpa', 'window']
+    ['experts', 'plain', 'reference', 'sdpa', 'window']
     """
     return {name: kernel.capability for name, kernel in KERNELS.items()}
 
@@ -296,6 +299,7 @@ def _joined(parts: list[Attention]) -> Attention:
     stats = {
         "kernel": " and ".join(dict.fromkeys(part.stats["kernel"] for part in parts)),
         "finite": None if None in finite else all(finite),
+        "parts": tuple(part.stats for part in parts),
     }
     lse, weights = ([getattr(part, name) for part in parts] for name in ("lse", "weights"))
     return Attention(

@@ -12,7 +12,7 @@ from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.kernel import NEEDS, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.named import as_pattern
-from seqattn.attention.pattern import HeadMix, Pattern
+from seqattn.attention.pattern import Pattern
 from seqattn.errors import ParameterError, suggest
 
 
@@ -57,9 +57,7 @@ def check_call(
     scale = _check_numbers(scale, dropout, need, q.shape[-1])
     for name, wanted, can in (("causal=True", causal, pattern.causal), ("other keys", cross, pattern.cross)):
         if wanted and not can:
-            raise ParameterError(
-                f"Pattern {pattern.name!r} has no meaning with {name}. Choose another pattern."
-            )
+            raise ParameterError(f"Pattern {pattern.name!r} has no meaning with {name}. {pattern.advice}")
     tensors = (q, k, v) if bias is None else (q, k, v, bias.values)
     training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return Problem(
@@ -91,7 +89,7 @@ def stream_refusals(problem: Problem, kernel: str) -> list[str]:
         "causal=True is needed": not problem.causal,
         "keys of other sequences are not supported": problem.cross,
         "key_mask is not supported": problem.key_mask is not None,
-        "labels in a HeadMix are not supported": isinstance(pattern, HeadMix) and pattern.has_labels,
+        f"pattern {pattern.name!r} is not supported, it is no mask": not pattern.is_mask,
         f"{problem.q.dtype} is not supported": problem.q.dtype not in (torch.float32, torch.float64),
         f"need={problem.need!r} is not supported": problem.need != "output",
         "dropout > 0 is not supported": problem.dropout > 0,

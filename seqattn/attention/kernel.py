@@ -37,7 +37,9 @@ class Attention:
         ``[batch, heads, queries]`` or packed ``[tokens, heads]``; ``-inf`` where the row sees no key.
     stats
         ``kernel``: name of the kernel that ran. ``finite``: whether all inputs were finite, padding aside; ``None``
-        where nobody looked (on a GPU it would stall the queue).
+        where nobody looked (on a GPU it would stall the queue). ``parts``: the same of each part of a ``HeadMix``.
+        With ``Experts``: ``coverage``, the share of tokens and heads that some cluster took, and ``multiplicity``, by
+        how many on average.
     state
         With ``state=``: that same object, which now holds the new tokens too.
     """
@@ -211,6 +213,8 @@ def _unlisted(can: Capability, problem: Problem) -> list[str]:
         reasons.append(f"{problem.q.dtype} is not supported")
     if can.patterns is not None and problem.pattern.name not in can.patterns:
         reasons.append(f"pattern {problem.pattern.name!r} is not supported")
+    elif can.exact and not problem.pattern.is_mask:
+        reasons.append(f"pattern {problem.pattern.name!r} is not one softmax over visible keys")
     if problem.bias is not None and problem.bias.kind not in can.biases:
         reasons.append(f"bias kind {problem.bias.kind!r} is not supported")
     if problem.need not in can.needs:

@@ -27,7 +27,8 @@ class Pattern(Rule):
     A subclass is a frozen dataclass with a ``name``, the definition :meth:`visible`, how it is computed,
     :meth:`runs`, and what it can promise: ``causal`` (outputs of a prefix do not change when the sequence grows) and
     ``cross`` (queries and keys may be different sequences). ``has_labels`` says that it was made for one batch,
-    ``by_head`` that heads differ.
+    ``by_head`` that heads differ, ``is_mask`` that the output is one softmax over the visible keys, and ``is_alone``
+    that it cannot be joined with others by ``|`` and ``&``. ``advice`` ends the refusal of what it cannot promise.
     """
 
     name = ""
@@ -35,6 +36,9 @@ class Pattern(Rule):
     cross = True
     has_labels = False
     by_head = False
+    is_mask = True
+    is_alone = False
+    advice = "Choose another pattern."
 
     @abstractmethod
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
@@ -154,6 +158,11 @@ class Pair(Pattern):
         parts: tuple[object, ...] = (self.first, self.second)
         if not all(isinstance(part, Pattern) for part in parts):
             raise TypeError(f"The parts of a {self.name} must be patterns, got {parts!r}.")
+        for part in (self.first, self.second):
+            if part.is_alone:
+                raise ParameterError(
+                    f"{part.name!r} cannot be joined by | or &. Give it heads of its own with HeadMix."
+                )
         for name, join in (("causal", all), ("cross", all), ("has_labels", any), ("by_head", any)):
             both = (getattr(self.first, name), getattr(self.second, name))
             object.__setattr__(self, name, join(both))
@@ -315,6 +324,12 @@ class HeadMix(Pattern):
             shown.append(one if labelled else one.expand(count, *one.shape))
         return torch.cat(shown)
 
+    def marks(self) -> list[Tensor]:
+        return [marks for _, pattern in self.parts for marks in pattern.marks()]
+
+    def rule(self, labels: Iterator[Labels]) -> Rule:
+        return _EachHead(tuple((count, pattern.rule(labels)) for count, pattern in self.parts))
+
     def memory(self) -> Band:
         memories = [pattern.memory() for _, pattern in self.parts]
         left = memories[0].left
@@ -351,6 +366,45 @@ class _Both(Rule):
         """Return what one of them shows, or both."""
         first, second = self.first.shows(pairs), self.second.shows(pairs)
         return first | second if self.is_union else first & second
+
+
+@dataclass(frozen=True)
+class _EachHead(Rule):
+    """One rule per part of the heads, whose axis is the third from the end."""
+
+    parts: tuple[tuple[int, Rule], ...]
+
+    def shows(self, pairs: Pairs) -> Any:
+        """Return what the rule of each head shows."""
+        shown = []
+        for count, rule in self.parts:
+            # Labels of a part are numbered by the heads of the part.
+            heads = torch.arange(count, device=pairs.head.device)[:, None, None]
+            one = rule.shows(pairs._replace(head=heads))
+            shown.append(one.expand(*one.shape[:-3], count, *one.shape[-2:]))
+        rows = max(len(one) for one in shown)
+        return torch.cat([one.expand(rows, *one.shape[1:]) for one in shown], -3)
+
+
+def check_whole(pattern: str, name: str, value: object, least: int) -> None:
+    """Refuse a parameter that is no whole number, or too small.
+
+    Parameters
+    ----------
+    pattern, name
+        Names of the class and of its parameter.
+    value
+        What was given.
+    least
+        The smallest number that is allowed.
+
+    Raises
+    ------
+    ParameterError
+        It is not allowed.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ParameterError(f"{name} of {pattern} must be a whole number, {least} or more, got {value!r}.")
 
 
 class Labels(NamedTuple):

@@ -332,11 +332,7 @@ class Segments(Pattern):
     has_labels = True
 
     def __post_init__(self) -> None:
-        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dim() < 1:
-            raise ParameterError(
-                f"labels of Segments must be whole numbers, one per token, got {self.labels.dtype} of shape "
-                f"{list(self.labels.shape)}."
-            )
+        check_labels("Segments", self.labels)
         if self.window is not None:
             _check_count("Segments", "window", self.window)
         # Padded labels look alike until fit() has made them one after the other.
@@ -359,18 +355,32 @@ class Segments(Pattern):
         return _Labelled(*next(labels), self.window)
 
     def fit(self, size: Sequence[int], heads: int) -> Segments:
-        shape = tuple(self.labels.shape)
-        if shape not in (tuple(size), (*size, heads)):
-            raise ParameterError(
-                f"The labels of Segments must be of shape {list(size)} or {[*size, heads]}, got {list(shape)}."
-            )
-        return replace(self, labels=self.labels.flatten(0, len(size) - 1))
+        return replace(self, labels=fit_labels("Segments", self.labels, size, heads))
 
     def of(self, tokens: Tensor | slice) -> Segments:
         return replace(self, labels=self.labels[tokens])
 
     def reach(self, n: int) -> float:
         return n if self.window is None else min(n, 2 * self.window + 1)
+
+
+def check_labels(pattern: str, labels: Tensor) -> None:
+    """Refuse labels that are no whole numbers."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dim() < 1:
+        raise ParameterError(
+            f"labels of {pattern} must be whole numbers, one per token, got {labels.dtype} of shape "
+            f"{list(labels.shape)}."
+        )
+
+
+def fit_labels(pattern: str, labels: Tensor, size: Sequence[int], heads: int) -> Tensor:
+    """Return the labels of all tokens of a call, one after the other."""
+    shape = tuple(labels.shape)
+    if shape not in (tuple(size), (*size, heads)):
+        raise ParameterError(
+            f"The labels of {pattern} must be of shape {list(size)} or {[*size, heads]}, got {list(shape)}."
+        )
+    return labels.flatten(0, len(size) - 1)
 
 
 def places(layout: Layout) -> np.ndarray:

@@ -1,29 +1,31 @@
 """Routing k-means: tokens of one cluster see each other, and the clusters are learnt beside the model.
 
-A :class:`Router` holds the centroids of one layer and turns its queries into labels; what is computed then is
-:class:`seqattn.attention.Segments` with a window. Nothing of a later token takes part, so the pattern is causal.
+A :class:`seqattn.attention.Router` holds the centroids of one layer and turns its queries into labels or scores; what
+is computed then is a pattern made of them, which :meth:`Routing.bind` gives. Unless said otherwise nothing of a later
+token takes part, so the pattern is causal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from seqattn.attention.experts import Experts
 from seqattn.attention.layout import Layout
-from seqattn.attention.pattern import HeadMix, Pair, Pattern
+from seqattn.attention.pattern import HeadMix, Pair, Pattern, check_whole
 from seqattn.attention.patterns import Segments
+from seqattn.attention.router import Router, check_commitment
+from seqattn.attention.sorted import SortedChunks
 from seqattn.attention.tiles import Run
-from seqattn.errors import ParameterError
+from seqattn.errors import ParameterError, suggest
 
-__all__ = ["Router", "Routing", "bind", "routings", "update_routers"]
+__all__ = ["MODES", "Routing", "bind", "routings"]
 
-# A centroid is dead when it got less than this share of the mean number of tokens.
-DEAD = 0.01
+MODES = ("token", "random", "sorted", "expert")
 
 
 @dataclass(frozen=True)
@@ -31,33 +33,75 @@ class Routing(Pattern):
     r"""Every query sees the nearest keys of its own cluster.
 
     Tokens are clustered per head by the direction of their queries, :math:`a_i = \arg\max_c \mu_c \cdot q_i / |q_i|`.
-    Which clusters there are is learnt, so a call takes ``Segments(router(q), window)``; models make and update the
-    :class:`Router` of each layer themselves.
+    Which clusters there are is learnt, so a call takes what :meth:`bind` makes of it; models make and update the
+    :class:`seqattn.attention.Router` of each layer themselves.
+
+    ======== ===================================================== ====== =============================================
+    mode     who sees whom                                         causal computed as
+    ======== ===================================================== ====== =============================================
+    token    tokens of one cluster, ``window`` before and after    yes    ``Segments(router(q), window)``
+    random   the same with random clusters of the same shares      yes    ``Segments(router.draw(places), window)``
+    sorted   tokens sorted by cluster, chunks of ``window``, own   no     ``SortedChunks(router(q), window)``
+             chunk and next
+    expert   the ``window`` tokens nearest to a centroid, averaged leaks  ``Experts(router.scores(q), window)``
+             over the centroids of a token
+    ======== ===================================================== ====== =============================================
+
+    Whoever finds that routing helps should train the same model with ``mode="random"``: what remains then is due to
+    sparse attention as such, not to the clusters.
 
     Parameters
     ----------
     clusters
         Number of clusters per head; 1 or more.
     window
-        Of the tokens of its cluster a query sees so many before it, and without ``causal`` after it; 0 or more.
+        Of the tokens of its cluster a query sees so many before it, and without ``causal`` after it; 0 or more. With
+        ``"sorted"`` the tokens of a chunk, with ``"expert"`` those of a centroid, 1 or more.
+    mode
+        ``"token"``, ``"random"``, ``"sorted"`` or ``"expert"``.
+    commitment
+        Factor of the squared distance of queries from their centroids in the training loss, 0 or more; 1e-4 in the
+        published program. See :class:`seqattn.attention.Router`.
+    allow_leak
+        Whether ``"expert"`` may be used in causal models, where later tokens then change earlier outputs.
 
     Raises
     ------
     ParameterError
-        A number is too small.
+        A number is too small, there is no such mode, or a leak is allowed where there is none.
 
     Notes
     -----
-    The published form gives each centroid its highest scoring tokens, so that a later token can push an earlier one out
-    of its cluster, which no causal model may do. Here every token chooses, and the window bounds the work.
+    The published form is ``"expert"``: each centroid takes its highest scoring tokens, so that a later token can push
+    an earlier one out of its cluster, which no causal model may do. With ``"token"`` every token chooses, each sees at
+    least itself, and the window bounds the work.
+
+    Deviations of ``"expert"`` from the published program: directions of queries in place of a layer norm (which also
+    takes the mean off); the model's own keys, where the program puts queries in place of keys in causal models;
+    the usual factor of the scores, with which a query does not see itself alone; centroids of length 1; outputs
+    divided by the exact number of clusters and not by 0.01 more; causality by place. ``x = layer_norm(q)``,
+    ``attend(x, x, v, pattern=Routing(c, w, mode="expert", allow_leak=True).bind(router, x), causal=True, scale=1)``
+    comes nearest to it.
 
     References
     ----------
     Roy et al. (2020), Efficient content-based sparse attention with routing transformers, section 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from seqattn.attention import Layout, Router, attend
+    >>> routing, q = Routing(4, window=8), torch.ones(10, 2, 16)
+    >>> router = routing.router(n_heads=2, dim=16)
+    >>> attend(q, q, q, pattern=routing.bind(router, q), causal=True, layout=Layout.of([10])).output.shape
+    torch.Size([10, 2, 16])
     """
 
     clusters: int = 16
     window: int = 128
+    mode: str = "token"
+    commitment: float = 0.0
+    allow_leak: bool = False
 
     name = "routing"
     cross = False
@@ -65,11 +109,20 @@ class Routing(Pattern):
     by_head = True
 
     def __post_init__(self) -> None:
-        for name, value, least in (("clusters", self.clusters, 1), ("window", self.window, 0)):
-            if isinstance(value, bool) or value != int(value) or value < least:
-                raise ParameterError(
-                    f"{name} of Routing must be a whole number, {least} or more, got {value!r}."
-                )
+        if self.mode not in MODES:
+            raise ParameterError(
+                f"mode={self.mode!r} of Routing is unknown. Use one of {MODES}.{suggest(str(self.mode), MODES)}"
+            )
+        if self.allow_leak and self.mode != "expert":
+            raise ParameterError(
+                f"allow_leak=True has no meaning with mode={self.mode!r}, which does not leak."
+            )
+        least = 1 if self.mode in ("sorted", "expert") else 0
+        check_whole("Routing", "clusters", self.clusters, 1)
+        check_whole("Routing", "window", self.window, least)
+        check_commitment(self.commitment)
+        object.__setattr__(self, "causal", self.mode in ("token", "random") or self.allow_leak)
+        object.__setattr__(self, "is_alone", self.mode in ("sorted", "expert"))
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         raise ParameterError(_UNBOUND)
@@ -77,127 +130,54 @@ class Routing(Pattern):
     def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
         raise ParameterError(_UNBOUND)
 
-
-_UNBOUND = "Routing has no labels yet. Pass Segments(router(q), window) with a Router of the layer."
-
-
-class Router(nn.Module):
-    r"""Return the cluster of each token and head, and follow the tokens by exponential means.
-
-    .. math:: S_c \leftarrow \lambda S_c + (1 - \lambda) \sum_{a_i = c} \hat q_i, \qquad \mu_c = S_c / |S_c|
-
-    Nothing is learnt by gradients. In training mode every call collects its tokens, and :meth:`update` takes them in:
-    once per step of the optimiser, however many calls there were.
-
-    Parameters
-    ----------
-    n_heads
-        Number of heads, each with centroids of its own.
-    clusters
-        Number of centroids of a head.
-    dim
-        Width of a head.
-    decay
-        Weight :math:`\lambda` of the past in one update, from 0 to below 1.
-
-    Raises
-    ------
-    ParameterError
-        ``decay`` is out of range.
-
-    References
-    ----------
-    Roy et al. (2020), section 4.1; there without the norm after an update, which lets long centroids attract more.
-    """
-
-    centroids: Tensor
-    sums: Tensor
-    counts: Tensor
-
-    def __init__(self, n_heads: int, clusters: int, dim: int, decay: float = 0.999) -> None:
-        super().__init__()
-        if not 0 <= decay < 1:
-            raise ParameterError(f"decay={decay!r} is not allowed. Give a share from 0 to below 1.")
-        self.decay = decay
-        start = nn.functional.normalize(torch.randn(n_heads, clusters, dim), dim=-1)
-        self.register_buffer("centroids", start)
-        self.register_buffer("sums", start.clone())
-        self.register_buffer("counts", torch.ones(n_heads, clusters))
-        self._seen: list[tuple[Tensor, Tensor]] = []
-
-    @torch.no_grad()
-    def forward(self, q: Float[Tensor, "*tokens heads dim"]) -> Int[Tensor, "*tokens heads"]:
-        """Return the number of the cluster of each token in each head.
+    def router(self, n_heads: int, dim: int) -> Router:
+        """Return a new router of the right size.
 
         Parameters
         ----------
+        n_heads
+            Number of heads.
+        dim
+            Width of a head.
+        """
+        return Router(n_heads, self.clusters, dim, commitment=self.commitment)
+
+    def bind(
+        self,
+        router: Router,
+        q: Float[Tensor, "*tokens heads dim"],
+        places: Int[Tensor, "*tokens"] | None = None,
+    ) -> Pattern:
+        """Return the pattern for the queries of a call.
+
+        Parameters
+        ----------
+        router
+            Centroids of the layer; it collects the queries while training.
         q
-            Queries; only their direction counts.
+            Queries.
+        places
+            Place of each token in its sequence, from 0; only for ``mode="random"``.
+
+        Raises
+        ------
+        ParameterError
+            ``mode="random"`` and no places.
         """
-        points = nn.functional.normalize(q.detach().to(self.centroids.dtype), dim=-1)
-        labels = torch.einsum("...hd,hcd->...hc", points, self.centroids).argmax(-1)
-        # In a backward pass this is a recomputation of a call that was counted before.
-        if self.training and torch._C._current_graph_task_id() == -1:
-            heads, _, dim = self.centroids.shape
-            self._seen.append((points.reshape(-1, heads, dim), labels.reshape(-1, heads)))
-        return labels
+        if self.mode == "expert":
+            return Experts(router.scores(q), self.window, self.allow_leak)
+        labels = router(q)
+        if self.mode == "random":
+            if places is None:
+                raise ParameterError("mode='random' of Routing needs the places of the tokens, got none.")
+            labels = router.draw(places)
+        return SortedChunks(labels, self.window) if self.mode == "sorted" else Segments(labels, self.window)
 
-    @torch.no_grad()
-    def update(self, add: Callable[[list[Tensor]], list[Tensor]] | None = None) -> None:
-        """Move the centroids to the tokens seen since the last update.
 
-        Parameters
-        ----------
-        add
-            Sums tensors over processes that each saw some tokens.
-        """
-        sums, counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
-        heads = torch.arange(self.counts.shape[0], device=self.counts.device)
-        for points, labels in self._seen:
-            place = (heads.expand_as(labels), labels)
-            sums.index_put_(place, points, accumulate=True)
-            counts.index_put_(place, torch.ones_like(points[..., 0]), accumulate=True)
-        spare = self._spare()
-        self._seen.clear()
-        if add is not None:
-            sums, counts, spare = add([sums, counts, spare])
-        if not counts.any():
-            return
-        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
-        dead = self.counts < DEAD * self.counts.mean(1, keepdim=True)
-        self.sums[dead], self.counts[dead] = (
-            spare[dead],
-            self.counts.mean(1, keepdim=True).expand_as(dead)[dead],
-        )
-        self.centroids.copy_(nn.functional.normalize(self.sums, dim=-1))
-
-    def _spare(self) -> Tensor:
-        """Return random tokens in place of dead centroids."""
-        if not self._seen or not sum(len(points) for points, _ in self._seen):
-            return torch.zeros_like(self.sums)
-        points = torch.cat([points for points, _ in self._seen])
-        heads, clusters = self.counts.shape
-        chosen = torch.randint(len(points), (heads, clusters), device=points.device)
-        return points[chosen, torch.arange(heads, device=points.device)[:, None]]
-
-    def usage(self) -> dict[str, float]:
-        """Return how evenly the clusters are used, averaged over the heads.
-
-        Returns
-        -------
-        ``entropy`` of the shares over that of equal ones, from 0 to 1; ``largest`` share over the mean share; ``dead``,
-        the share of clusters below a hundredth of the mean.
-        """
-        shares = self.counts / self.counts.sum(1, keepdim=True)
-        clusters = shares.shape[1]
-        entropy = -(shares * shares.clamp(min=1e-30).log()).sum(1)
-        even = torch.log(torch.tensor(float(clusters)))
-        return {
-            "entropy": float((entropy / even).mean()) if clusters > 1 else 1.0,
-            "largest": float((shares.amax(1) * clusters).mean()),
-            "dead": float((shares * clusters < DEAD).float().mean()),
-        }
+_UNBOUND = (
+    "Routing has no labels yet. Pass Segments(router(q), window) with a Router of the layer, or "
+    "Routing(...).bind(router, q) for any mode."
+)
 
 
 def routings(pattern: Pattern, heads: int) -> Iterator[tuple[Routing, int]]:
@@ -220,8 +200,13 @@ def routings(pattern: Pattern, heads: int) -> Iterator[tuple[Routing, int]]:
             yield from routings(part, count)
 
 
-def bind(pattern: Pattern, q: Float[Tensor, "*tokens heads dim"], routers: Iterator[Router]) -> Pattern:
-    """Return the pattern with every routing replaced by the segments that its router finds.
+def bind(
+    pattern: Pattern,
+    q: Float[Tensor, "*tokens heads dim"],
+    routers: Iterator[Router],
+    places: Int[Tensor, "*tokens"] | None = None,
+) -> Pattern:
+    """Return the pattern with every routing replaced by what its router makes of the queries.
 
     Parameters
     ----------
@@ -231,29 +216,16 @@ def bind(pattern: Pattern, q: Float[Tensor, "*tokens heads dim"], routers: Itera
         Queries of the heads that have it.
     routers
         One per routing, in the order of :func:`routings`.
+    places
+        Place of each token in its sequence, from 0; only for random clusters.
     """
     if isinstance(pattern, Routing):
-        return Segments(next(routers)(q), pattern.window)
+        return pattern.bind(next(routers), q, places)
     if isinstance(pattern, Pair):
-        first = bind(pattern.first, q, routers)
-        return replace(pattern, first=first, second=bind(pattern.second, q, routers))
+        first = bind(pattern.first, q, routers, places)
+        return replace(pattern, first=first, second=bind(pattern.second, q, routers, places))
     if isinstance(pattern, HeadMix):
-        bound = [bind(part, q[..., heads, :], routers) for heads, part in pattern.slices()]
+        bound = [bind(part, q[..., heads, :], routers, places) for heads, part in pattern.slices()]
         counts = [count for count, _ in pattern.parts]
         return replace(pattern, parts=tuple(zip(counts, bound, strict=True)))
     return pattern
-
-
-def update_routers(module: nn.Module, add: Callable[[list[Tensor]], list[Tensor]] | None = None) -> None:
-    """Update all routers of a module; once after each step of the optimiser.
-
-    Parameters
-    ----------
-    module
-        The model.
-    add
-        As for :meth:`Router.update`.
-    """
-    for part in module.modules():
-        if isinstance(part, Router):
-            part.update(add)

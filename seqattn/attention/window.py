@@ -38,7 +38,7 @@ class Window(Kernel):
         dtypes=(torch.float32, torch.float64),
         patterns=(
             *("local", "neighborhood", "blocked", "dilated", "prefix", "segments"),
-            *("union", "intersection"),
+            *("union", "intersection", "sorted chunks"),
         ),
         biases=("key",),
         needs=("output", "lse"),

@@ -60,7 +60,9 @@ def attention_weights(
             watch.remove()
     for layer, tokens, bias in given:
         q, k, v = layer.inputs(tokens).view(len(tokens), 3, layer.n_heads, -1).unbind(1)
-        seen = attend(q, k, v, pattern=layer.bound(q), causal=True, layout=layout, bias=bias, need="weights")
+        seen = attend(
+            q, k, v, pattern=layer.bound(q, layout), causal=True, layout=layout, bias=bias, need="weights"
+        )
         yield cast(Tensor, seen.weights)
 
 

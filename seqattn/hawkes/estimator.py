@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from seqattn.attention import Dense
+from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
 from seqattn.data.batches import Batches, EventBatch, batches, pack
 from seqattn.data.sequences import Sequences
@@ -100,7 +102,8 @@ class SAHP(CallbackSupport, PointProcess):
     nodes
         Number of its nodes.
     attention
-        Attention pattern: ``"dense"`` or a pattern of :mod:`seqattn.attention`.
+        Who sees whom: a pattern of :mod:`seqattn.attention`, or its text such as ``"local(32) | prefix(1)"`` or
+        ``"2 * local(32) + 2 * routing(clusters=8)"``.
     epochs, batch_size, learning_rate, weight_decay
         Passes over the data; events and window starts per batch; peak of the one-cycle rate of Adam; its decay.
     patience
@@ -310,7 +313,7 @@ class SAHP(CallbackSupport, PointProcess):
         """Refuse sequences that are too long for dense attention; none is ever cut in silence."""
         sequences = super()._read(X, **options)
         long = np.flatnonzero(sequences.lengths > MAX_EVENTS)
-        if len(long) and self.max_context is None and self.attention == "dense":
+        if len(long) and self.max_context is None and as_pattern(self.attention) == Dense():
             raise DataError(
                 f"Sequence {sequences.ids[long[0]]!r} has {sequences.lengths[long[0]]:,} events; dense attention takes "
                 f"at most {MAX_EVENTS:,}. Pass max_context= (for example 200: each state then sees that many events), "

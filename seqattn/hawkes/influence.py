@@ -7,10 +7,13 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from seqattn.attention.kernel import MAX_WEIGHTS
+from seqattn.attention.router import USAGE, router_usage
 from seqattn.data.batches import pack
 from seqattn.data.labels import label_list
 from seqattn.data.sequences import Sequences
@@ -264,6 +267,24 @@ class Influence(EventEstimator):
         return AttentionInfluence(
             values, sums[2].astype(np.int64), self.labels_, _words_of(layer, head, rollout)
         )
+
+    def routing_usage(self) -> pl.DataFrame:
+        """Return how evenly routing attention uses its clusters; no rows without such attention.
+
+        Returns
+        -------
+        One row per routing of each layer: ``router`` (its place in the module), ``heads``, ``clusters``, ``entropy`` of
+        the shares of the clusters over that of equal ones, ``largest`` share over the mean share, and ``dead``, the
+        share of clusters with less than a hundredth of the mean. ``history_`` has the same after each epoch.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted.
+        """
+        check_is_fitted(self, "labels_")
+        module = getattr(self, "module_", None)
+        return pl.DataFrame([] if module is None else router_usage(module), schema=USAGE)
 
     def _codes(self, labels: Sequence[Any], name: str) -> NDArray[np.int64]:
         """Return the codes of labels, each once, in their order."""

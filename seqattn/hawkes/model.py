@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, softplus
 
-from seqattn.attention import Layout, Local, Prefix
+from seqattn.attention import Dense, Layout, Local, Prefix
+from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
 from seqattn.data.batches import EventBatch
 from seqattn.errors import ParameterError, suggest
@@ -254,7 +255,7 @@ def _pattern(attention: str | Pattern, max_context: int | None) -> str | Pattern
     if max_context is None:
         return attention
     check_whole("max_context", max_context, 1)
-    if attention != "dense":
+    if as_pattern(attention) != Dense():
         raise ParameterError(
             f"max_context={max_context!r} is local attention of its own and needs attention='dense', "
             f"not {attention!r}. Give one of them."

@@ -13,7 +13,9 @@ from seqattn.attention import KeyBias, KeyValueState, Layout, attend
 from seqattn.attention.biases import Bias
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
-from seqattn.attention.routing import Router, bind, routings
+from seqattn.attention.patterns import places
+from seqattn.attention.router import Router
+from seqattn.attention.routing import bind, routings
 from seqattn.errors import ParameterError
 
 
@@ -46,8 +48,7 @@ class SelfAttention(nn.Module):
         self.log_decay = nn.Parameter(torch.linspace(-3, 0, n_heads)) if time_decay else None
         width = d_model // n_heads
         self.routers = nn.ModuleList(
-            Router(heads, routing.clusters, width)
-            for routing, heads in routings(as_pattern(pattern), n_heads)
+            routing.router(heads, width) for routing, heads in routings(as_pattern(pattern), n_heads)
         )
 
     def forward(
@@ -59,14 +60,25 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         """Return the attended tokens, ``x`` being the sequences that ``layout`` delimits end to end."""
         q, k, v = self.inputs(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
-        seen = attend(q, k, v, pattern=self.bound(q), causal=causal, layout=layout, bias=bias)
+        seen = attend(q, k, v, pattern=self.bound(q, layout), causal=causal, layout=layout, bias=bias)
         return self.output(seen.output.reshape(x.shape))
 
-    def bound(self, q: Float[Tensor, "*tokens heads dim"]) -> str | Pattern:
-        """Return the pattern, with the labels that the routers give these queries."""
+    def bound(
+        self, q: Float[Tensor, "*tokens heads dim"], where: Layout | Int[Tensor, "*tokens"]
+    ) -> str | Pattern:
+        """Return the pattern, with the labels that the routers give these queries.
+
+        Parameters
+        ----------
+        q
+            Queries.
+        where
+            Layout of packed ones, or the place of each token in its sequence.
+        """
         if not len(self.routers):
             return self.pattern
-        return bind(as_pattern(self.pattern), q, iter(cast(Iterable[Router], self.routers)))
+        numbers = _places(where) if isinstance(where, Layout) else where
+        return bind(as_pattern(self.pattern), q, iter(cast(Iterable[Router], self.routers)), numbers)
 
     def step(
         self,
@@ -90,7 +102,8 @@ class SelfAttention(nn.Module):
         """
         rows, new, dim = x.shape
         q, k, v = self.inputs(x).view(rows, new, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        pattern = self.bound(q.transpose(1, 2))
+        before = state.count if len(state.count) else torch.zeros(rows, dtype=torch.int64, device=x.device)
+        pattern = self.bound(q.transpose(1, 2), before[:, None] + torch.arange(new, device=x.device))
         seen = attend(q, k, v, pattern=pattern, causal=True, bias=bias, lengths=counts, state=state)
         return self.output(seen.output.transpose(1, 2).reshape(rows, new, dim))
 
@@ -105,6 +118,12 @@ class SelfAttention(nn.Module):
             Time of each token in model units, from any origin.
         """
         return None if self.log_decay is None else times[..., None] * self.log_decay.exp()
+
+
+def _places(layout: Layout) -> Tensor:
+    """Return the place of each token in its sequence."""
+    found: Tensor = layout.keep("places", lambda: torch.from_numpy(places(layout)).to(layout.offsets.device))
+    return found
 
 
 class EncoderBlock(nn.Module):

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from seqattn.attention.routing import update_routers
+from seqattn.attention.router import commitment_loss, router_usage, update_routers
 from seqattn.errors import ArtifactError, DataError, SeqattnError
 from seqattn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from seqattn.train.distributed import processes
@@ -332,7 +332,7 @@ def _run_epoch(
     valid_loss = (
         None if valid_batches is None else _validate(run, _shared(run, valid_batches()), number).mean()
     )
-    record = {
+    record: dict[str, Any] = {
         "epoch": number,
         "train_loss": trained.mean(),
         "valid_loss": valid_loss,
@@ -340,6 +340,8 @@ def _run_epoch(
         "seconds": time.perf_counter() - started,
         "items_per_second": trained.count / seconds,
     }
+    if routers := router_usage(run.module):
+        record["routers"] = routers
     # One record and one decision for all processes: their clocks differ, and only the first has observers.
     run.add(run.processes.first(lambda: record))
     record = run.history.records[-1]
@@ -367,7 +369,7 @@ def _train(run: _Run, batches: Any, number: int) -> tuple[_Sums, float]:
             run.optimiser.zero_grad(set_to_none=True)
             loss = gradient(run, batch)
             sums.add(loss, _step(run, rate))
-            update_routers(run.module, run.processes.add)
+            update_routers(run.module, run.processes.add, run.processes.rank == 0)
     sums.read()
     return sums, rate
 
@@ -394,7 +396,8 @@ def _follow(loss: Loss) -> Loss:
 
 def _loss(run: _Run, batch: Any) -> Loss:
     with autocast(run.settings.precision, run.device):
-        return run.loss(batch.to(run.device))
+        loss = run.loss(batch.to(run.device))
+    return Loss(loss.total + commitment_loss(run.module), loss.count)
 
 
 def _step(run: _Run, rate: float) -> Tensor | None:

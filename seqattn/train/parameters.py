@@ -42,6 +42,8 @@ def encode_parameter(value: Any) -> Any:
         return {"mapping": {str(name): encode_parameter(item) for name, item in value.items()}}
     if isinstance(value, list):
         return {"list": [encode_parameter(item) for item in value]}
+    if isinstance(value, tuple):
+        return {"tuple": [encode_parameter(item) for item in value]}
     if isinstance(value, Pattern):
         parts = {field.name: getattr(value, field.name) for field in fields(value)}
         return {"pattern": type(value).__name__, "fields": encode_parameter(parts)}
@@ -56,6 +58,8 @@ def decode_parameter(value: Mapping[str, Any]) -> Any:
         return {name: decode_parameter(item) for name, item in value["mapping"].items()}
     if "list" in value:
         return [decode_parameter(item) for item in value["list"]]
+    if "tuple" in value:
+        return tuple(decode_parameter(item) for item in value["tuple"])
     if "pattern" in value:
         kinds = {**vars(pattern), **vars(patterns), **vars(routing)}
         return kinds[value["pattern"]](**decode_parameter(value["fields"]))

@@ -20,6 +20,7 @@ from seqattn.attention import (
     Neighborhood,
     Prefix,
     Segments,
+    SortedChunks,
     attend,
     backends,
 )
@@ -56,6 +57,8 @@ PATTERNS = {
     "segments": lambda n, h: Segments(labels(n)),
     "near in segments": lambda n, h: Segments(labels(n), window=2),
     "segments per head": lambda n, h: Segments(labels(n, h), window=4),
+    "sorted chunks": lambda n, h: SortedChunks(labels(n), 4),
+    "sorted chunks per head": lambda n, h: SortedChunks(labels(n, h), 3),
     "local or dilated": lambda n, h: Local(2) | Dilated(2, 1, dilation=3),
     "segments or prefix": lambda n, h: Segments(labels(n, h), window=1) | Prefix(2),
     "two prefixes": lambda n, h: Prefix(2) | Prefix(3),
@@ -77,7 +80,7 @@ def pattern_for(batch, name, layout="packed"):
 
 
 def _in_rows(pattern, rows, size):
-    if isinstance(pattern, Segments):
+    if isinstance(pattern, Segments | SortedChunks):
         return replace(pattern, labels=pattern.labels.view(rows, size, *pattern.labels.shape[1:]))
     if isinstance(pattern, Pair):
         first, second = (_in_rows(part, rows, size) for part in (pattern.first, pattern.second))

@@ -36,6 +36,12 @@ def nearest(i, j, n, size):
     return first <= j < first + size
 
 
+def ahead(i, j, n, of, size):
+    """How many chunks j stands after i when n tokens are sorted by label."""
+    order = sorted(range(n), key=of)
+    return order.index(j) // size - order.index(i) // size
+
+
 # Who sees whom in a sequence of n tokens and a head h, apart from causality and holes. A new pattern is tested by being
 # named here.
 VISIBLE = {
@@ -55,6 +61,8 @@ VISIBLE = {
     "segments": lambda i, j, n, h: label(i) == label(j),
     "near in segments": lambda i, j, n, h: near(i, j, label, 2),
     "segments per head": lambda i, j, n, h: near(i, j, lambda x: head_label(x, h % 2), 4),
+    "sorted chunks": lambda i, j, n, h: ahead(i, j, n, label, 4) in (0, 1),
+    "sorted chunks per head": lambda i, j, n, h: ahead(i, j, n, lambda x: head_label(x, h % 2), 3) in (0, 1),
     "local or dilated": lambda i, j, n, h: i - 2 <= j <= i or ((i - j) % 3 == 0 and -6 <= j - i <= 3),
     "segments or prefix": lambda i, j, n, h: near(i, j, lambda x: head_label(x, h % 2), 1) or j < 2,
     "two prefixes": lambda i, j, n, h: j < 3,

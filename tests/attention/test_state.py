@@ -11,6 +11,7 @@ from seqattn.attention import (
     Blocked,
     Dense,
     Dilated,
+    Experts,
     HeadMix,
     KeyBias,
     KeyValueState,
@@ -34,6 +35,9 @@ LABELLED = {
     "near in segments": lambda one, each: Segments(one, window=2),
     "segments per head": lambda one, each: Segments(each, window=1),
     "segments or local": lambda one, each: Segments(each, window=1) | Local(2),
+    "heads with labels": lambda one, each: HeadMix(
+        ((1, Local(3)), (2, Segments(each[..., 1:3], window=2)), (1, Segments(one) | Prefix(1)))
+    ),
     "segments of two kinds": lambda one, each: Segments(one) & (Segments(each, window=3) | Prefix(2)),
 }
 PATTERNS = {**{repr(pattern): lambda one, each, pattern=pattern: pattern for pattern in PLAIN}, **LABELLED}
@@ -265,10 +269,7 @@ REFUSALS = {
     "dropout": ({"dropout": 0.1}, "dropout > 0"),
     "kernel": ({"kernel": "sdpa"}, "kernel='sdpa' cannot be chosen"),
     "mask": ({"key_mask": torch.ones(2, 1).bool()}, "key_mask is not supported"),
-    "labels": (
-        {"pattern": HeadMix(((1, Local(1)), (1, Segments(torch.zeros(2, 1, dtype=torch.int64)))))},
-        "labels in a HeadMix are not supported",
-    ),
+    "experts": ({"pattern": Experts(torch.zeros(2, 1, 2, 3), 1, allow_leak=True)}, "it is no mask"),
     "keys": ({"key_lengths": torch.tensor([1, 1])}, "keys of other sequences"),
 }
 

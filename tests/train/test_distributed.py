@@ -106,6 +106,17 @@ def test_joint_fits_of_the_estimator_are_those_of_one_process(pair, three, kind)
                 assert np.array_equal(answer["baselines"][name][key], value), (name, key)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*never occur")
+def test_centroids_of_joint_fits_are_those_of_one_process(pair):
+    options = SAHP_OPTIONS | {"attention": "routing(3, window=8, commitment=0.01) | prefix(1)", "epochs": 2}
+    expected = company.fit_sahp(TRAIN["skewed"], DEV, **options)
+    centroids = [name for name in expected["weights"] if name.endswith("centroids")]
+    assert centroids
+    for answer in pair.run(company.fit_sahp, TRAIN["skewed"], DEV, **options):
+        close(answer, expected)
+
+
 @pytest.mark.filterwarnings("ignore:.*never occur")
 def test_in_float32_the_losses_agree_to_its_precision(pair):
     options = {**SAHP_OPTIONS, "precision": "float32", "learning_rate": 1e-3, "baselines": False}
