@@ -201,7 +201,10 @@ def test_nan_in_padding_changes_no_bit(way, bias):
     batch = Biased([5, 0, 3], kinds=BIASES[bias], learnt=is_learnt(way, bias))
     if way.refuses(batch, "padded"):
         return
-    results = [biased(batch, "padded", way, fill).output for fill in (0.0, torch.nan)]
+    calls = [biased(batch, "padded", way, fill) for fill in (0.0, torch.nan)]
+    # The reference looks at all numbers, and then takes the way around those that are not finite.
+    assert way.kernel == "reference" or all(call.stats["finite"] for call in calls)
+    results = [call.output for call in calls]
     assert torch.equal(*results)
     grads = [gradients(batch, sequences(batch, "padded", result)) for result in results]
     assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
