@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from seqattn.attention.biases import KeyBias
+from seqattn.attention.biases import DenseBias, KeyBias, LogPrior, Relative, Separable
 from seqattn.attention.call import attend, backends, explain
+from seqattn.attention.context import ContextKeys
 from seqattn.attention.experts import Experts
 from seqattn.attention.kernel import Attention
 from seqattn.attention.layout import Layout
+from seqattn.attention.mix import Mix
 from seqattn.attention.pattern import HeadMix
 from seqattn.attention.patterns import Blocked, Dense, Dilated, Local, Neighborhood, Prefix, Segments
 from seqattn.attention.router import Router
@@ -17,7 +19,9 @@ from seqattn.attention.state import KeyValueState
 __all__ = [
     "Attention",
     "Blocked",
+    "ContextKeys",
     "Dense",
+    "DenseBias",
     "Dilated",
     "Experts",
     "HeadMix",
@@ -25,11 +29,15 @@ __all__ = [
     "KeyValueState",
     "Layout",
     "Local",
+    "LogPrior",
+    "Mix",
     "Neighborhood",
     "Prefix",
+    "Relative",
     "Router",
     "Routing",
     "Segments",
+    "Separable",
     "SortedChunks",
     "attend",
     "backends",

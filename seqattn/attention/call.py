@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seqattn.attention.biases import Bias, KeyBias
+from seqattn.attention.arrivals import NewTokens
+from seqattn.attention.biases import Bias
 from seqattn.attention.check import centre_bias, check_call, stream_refusals
 from seqattn.attention.experts import ExpertChoice
 from seqattn.attention.isolate import isolate
@@ -21,7 +22,7 @@ from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
 from seqattn.attention.reference import Reference
 from seqattn.attention.sdpa import Fused
-from seqattn.attention.state import KeyValueState, NewTokens
+from seqattn.attention.state import KeyValueState
 from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
 
@@ -69,7 +70,8 @@ def attend(
         Whether the last query of a sequence sees all its keys, the one before all but the last, and so on. With as
         many keys as queries: no query sees a later key. Counted per sequence.
     bias
-        What is added to the scores: ``KeyBias(values)``.
+        What is added to the scores: ``KeyBias``, ``Separable``, ``Relative``, ``DenseBias`` or ``LogPrior``, or a
+        sum of them such as ``KeyBias(values) + Relative(table)``.
     lengths, key_lengths
         Padded input: number of tokens of each sequence, which lie at the left. Without ``key_lengths`` the keys
         have the lengths of the queries.
@@ -284,9 +286,7 @@ def _by_heads(problem: Problem, pattern: HeadMix) -> list[Problem]:
     k, v = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (problem.k, problem.v))
     parts = []
     for heads, part in pattern.slices():
-        bias = problem.bias
-        if bias is not None and bias.values.shape[1] > 1:
-            bias = KeyBias(bias.values[:, heads])
+        bias = None if problem.bias is None else problem.bias.of_heads(heads)
         parts.append(
             replace(problem, q=problem.q[:, heads], k=k[:, heads], v=v[:, heads], bias=bias, pattern=part)
         )
@@ -328,8 +328,7 @@ def _stream(problem: Problem, state: KeyValueState, kernel: str) -> Attention:
     reasons = stream_refusals(problem, kernel)
     if reasons:
         raise BackendError(f"A call with state cannot be run: {'; '.join(reasons)}.")
-    bias = None if problem.bias is None else problem.bias.values
-    new = NewTokens(problem.k, problem.v, bias, _marks(problem), problem.lengths)
+    new = NewTokens.of(problem.k, problem.v, problem.bias, _marks(problem), problem.lengths)
     state.prepare(new, problem.pattern)
     if problem.queries > 1 and not state.count.any():
         result = _solve(centre_bias(problem), "auto")

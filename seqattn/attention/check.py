@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from seqattn.attention.biases import Bias, KeyBias
+from seqattn.attention.biases import Bias, KeyBias, Sizes
 from seqattn.attention.kernel import NEEDS, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
+from seqattn.attention.terms import Terms
 from seqattn.errors import ParameterError, suggest
 
 
@@ -52,13 +53,13 @@ def check_call(
         _check_packed(q, k, layout, key_layout, (lengths, key_lengths, key_mask))
         aligned = not cross
     if bias is not None:
-        _check_bias(bias, q, k, layout)
+        _check_bias(bias, q, k, layout, key_layout)
     pattern = pattern.fit([q.shape[0], q.shape[2]] if layout is None else [q.shape[0]], q.shape[1])
     scale = _check_numbers(scale, dropout, need, q.shape[-1])
     for name, wanted, can in (("causal=True", causal, pattern.causal), ("other keys", cross, pattern.cross)):
         if wanted and not can:
             raise ParameterError(f"Pattern {pattern.name!r} has no meaning with {name}. {pattern.advice}")
-    tensors = (q, k, v) if bias is None else (q, k, v, bias.values)
+    tensors = (q, k, v) if bias is None else (q, k, v, *bias.tensors())
     training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return Problem(
         q,
@@ -66,7 +67,7 @@ def check_call(
         v,
         pattern,
         bool(causal),
-        bias,
+        Terms.of(bias),
         layout,
         key_layout,
         lengths,
@@ -90,6 +91,9 @@ def stream_refusals(problem: Problem, kernel: str) -> list[str]:
         "keys of other sequences are not supported": problem.cross,
         "key_mask is not supported": problem.key_mask is not None,
         f"pattern {pattern.name!r} is not supported, it is no mask": not pattern.is_mask,
+        "bias kind 'dense' is not supported, its rows and columns are those of one call": problem.bias
+        is not None
+        and problem.bias.dense is not None,
         f"{problem.q.dtype} is not supported": problem.q.dtype not in (torch.float32, torch.float64),
         f"need={problem.need!r} is not supported": problem.need != "output",
         "dropout > 0 is not supported": problem.dropout > 0,
@@ -101,15 +105,16 @@ def stream_refusals(problem: Problem, kernel: str) -> list[str]:
 
 def centre_bias(problem: Problem) -> Problem:
     """Return the padded call with the largest bias of each row at 0, so that large ones keep their digits."""
-    if problem.bias is None:
+    if problem.bias is None or problem.bias.key is None:
         return problem
-    values = problem.bias.values.to(torch.float64)
+    values = problem.bias.key.values.to(torch.float64)
     live = values
     if problem.lengths is not None:
         outside = torch.arange(problem.keys, device=values.device) >= problem.lengths[:, None]
         live = values.masked_fill(outside[:, None], -torch.inf)
     top = live.amax(-1, keepdim=True)
-    return replace(problem, bias=KeyBias(values - top.masked_fill(~top.isfinite(), 0)))
+    centred = KeyBias(values - top.masked_fill(~top.isfinite(), 0))
+    return replace(problem, bias=replace(problem.bias, key=centred))
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
@@ -204,20 +209,15 @@ def _check_packed(
         raise ParameterError(f"layout has {len(layout)} sequences and key_layout {len(key_layout)}.")
 
 
-def _check_bias(bias: Bias, q: Tensor, k: Tensor, layout: Layout | None) -> None:
-    if not isinstance(bias, KeyBias):
-        raise TypeError(f"bias must be a KeyBias, got {type(bias).__name__}.")
-    shape, heads = list(bias.values.shape), q.shape[1]
-    one, all_heads = (
-        ([k.shape[0], 1, k.shape[2]], [k.shape[0], heads, k.shape[2]])
-        if layout is None
-        else ([k.shape[0], 1], [k.shape[0], heads])
-    )
-    if shape not in (one, all_heads) or not bias.values.is_floating_point() or bias.values.device != k.device:
-        raise ParameterError(
-            f"The values of KeyBias must be floating point of shape {one} or {all_heads} on {k.device}, got "
-            f"{bias.values.dtype} of shape {shape} on {bias.values.device}."
-        )
+def _check_bias(bias: Bias, q: Tensor, k: Tensor, layout: Layout | None, key_layout: Layout | None) -> None:
+    if not isinstance(bias, Bias):
+        raise TypeError(f"bias must be a KeyBias or another bias, got {type(bias).__name__}.")
+    if layout is None or key_layout is None:
+        sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], k.shape[2], None, k.device)
+    else:
+        tokens = (q.shape[0], k.shape[0])
+        sizes = Sizes(len(layout), q.shape[1], layout.max_len, key_layout.max_len, tokens, k.device)
+    bias.check(sizes)
 
 
 def _check_numbers(scale: float | None, dropout: float, need: str, dim: int) -> float:

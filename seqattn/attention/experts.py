@@ -125,15 +125,14 @@ class ExpertChoice(Kernel):
         heads, kind = problem.heads, statistic_dtype(problem.q)
         k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (problem.k, problem.v))
         q, k, v = (chosen.take(x.to(kind)) for x in (problem.q, k, v))
-        bias = None if problem.bias is None else problem.bias.values.to(kind)
+        bias = problem.key_bias
         if bias is not None:
-            bias = chosen.take(bias.expand(bias.shape[0], heads, *bias.shape[2:])[..., None])[..., 0]
+            every = bias.to(kind).expand(bias.shape[0], heads, *bias.shape[2:])
+            bias = chosen.take(every[..., None])[..., 0]
         inside = _attention(q * problem.scale, k, v, bias, chosen.live, problem.causal)
         total, counts = chosen.put(inside, problem.q.shape[:-1].numel())
         output = (total / counts.clamp(min=1)[:, None]).view(*problem.q.shape[:-1], -1).to(problem.q.dtype)
-        finite = all_finite(
-            problem.q, problem.k, problem.v, None if problem.bias is None else problem.bias.values
-        )
+        finite = all_finite(problem.q, problem.k, problem.v, problem.key_bias)
         taken = int((counts > 0).sum())
         stats = {
             "kernel": self.name,

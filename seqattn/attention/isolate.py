@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqattn.attention.biases import KeyBias
 from seqattn.attention.kernel import Attention, Kernel, Problem
+from seqattn.attention.terms import Terms, odd
 
 
 def isolate(problem: Problem, kernel: Kernel, result: Attention) -> Attention:
     """Run the call with 0 in place of what is not finite, and give NaN to the rows that see such a thing.
 
-    Which rows these are is attention too: to a value that is 1 at those keys and 0 at all others.
+    Which rows these are is attention too: to a value that is 1 at those keys and 0 at all others. Where a bias of pairs
+    is not finite, it is attention to those pairs only.
 
     Parameters
     ----------
@@ -34,30 +35,37 @@ def isolate(problem: Problem, kernel: Kernel, result: Attention) -> Attention:
     k, v = (x.repeat_interleave(heads, 1) for x in (problem.k, problem.v))
     bad_queries = ~_finite(problem.q)
     bad_keys = ~(_finite(k) & _finite(v))
-    bias = silent = None
-    if problem.bias is not None:
-        values = problem.bias.values.detach()
-        odd = ~(values.isfinite() | values.isneginf())
-        bad_keys = bad_keys | odd
-        bias = KeyBias(problem.bias.values.masked_fill(odd, 0))
-        silent = KeyBias(torch.zeros_like(values).masked_fill(values.isneginf(), -torch.inf))
-    if not (bad_queries.any() or bad_keys.any()):
+    bias, spoils = problem.bias, list[Terms]()
+    if bias is not None:
+        bad_queries, bad_keys, spoils = *_marked(bias, bad_queries, bad_keys), bias.spoils()
+    if not (spoils or bad_queries.any() or bad_keys.any()):
         return replace(result, stats={**result.stats, "finite": True})
     clean = replace(
         problem,
         q=problem.q.masked_fill(bad_queries[..., None], 0),
         k=k.masked_fill(bad_keys[..., None], 0),
         v=v.masked_fill(bad_keys[..., None], 0),
-        bias=bias,
+        bias=None if bias is None else bias.filled(),
     )
     with torch.no_grad():
         marks = torch.stack([bad_keys, torch.ones_like(bad_keys)], -1).to(k.dtype)
         flat = torch.zeros_like(problem.q[..., :2])
         look = replace(
-            clean, q=flat, k=marks * 0, v=marks, bias=silent, dropout=0.0, need="output", training=False
-        )
+            clean, q=flat, k=marks * 0, v=marks, dropout=0.0, need="output", training=False,
+            bias=None if bias is None else bias.hiding(),
+        )  # fmt: skip
         sees_bad, sees_any = (kernel.run(look).output > 0).unbind(-1)
+        for spoil in spoils:
+            sees_bad = sees_bad | (kernel.run(replace(look, bias=spoil)).output[..., 1] > 0)
     return _spoil(problem, kernel.run(clean), sees_bad | (bad_queries & sees_any))
+
+
+def _marked(bias: Terms, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the marks of queries and keys together with those of what is added per query and per key."""
+    if bias.separable is not None:
+        queries = queries | ~_finite(bias.separable.query)
+        keys = keys | ~_finite(bias.separable.key)
+    return queries, keys if bias.key is None else keys | odd(bias.key.values.detach())
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqattn.attention.biases import Bias
 from seqattn.attention.layout import Layout, Plan
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.state import KeyValueState
+from seqattn.attention.terms import Terms
 
 NEEDS = ("output", "lse", "weights")
 MAX_WEIGHTS = 2**28
@@ -65,7 +65,7 @@ class Problem:
     v: Tensor
     pattern: Pattern
     causal: bool
-    bias: Bias | None
+    bias: Terms | None
     layout: Layout | None
     key_layout: Layout | None
     lengths: Tensor | None
@@ -98,6 +98,11 @@ class Problem:
         """Length of the longest key sequence."""
         return self.k.shape[2] if self.key_layout is None else self.key_layout.max_len
 
+    @property
+    def key_bias(self) -> Tensor | None:
+        """The bias per key, ``[batch, heads or 1, keys]`` or packed ``[tokens, heads or 1]``."""
+        return None if self.bias is None or self.bias.key is None else self.bias.key.values
+
     def words(self) -> str:
         """Return the call in words."""
         kind = "padded" if self.layout is None else "packed"
@@ -108,7 +113,7 @@ class Problem:
             f"pattern {self.pattern.name!r}",
         ]
         parts += ["causal"] * self.causal + ["with gradients"] * self.training
-        parts += [] if self.bias is None else [f"bias {self.bias.kind!r}"]
+        parts += [] if self.bias is None else [f"bias {' + '.join(map(repr, self.bias.kinds))}"]
         parts += [] if self.key_mask is None else ["key_mask"]
         parts += [f"dropout {self.dropout}"] * (self.dropout > 0)
         return ", ".join([*parts, f"need {self.need!r}"])
@@ -137,8 +142,8 @@ class Capability:
         Names that are allowed; ``None`` means all.
     causal, cross, key_mask, packed, dropout, grouped
         Whether the argument is honoured.
-    bias_gradient
-        Whether a bias gets its gradient.
+    bias_gradients
+        Kinds of biases that get their gradients.
     lse_gradient
         Whether ``lse`` carries a gradient.
     backward
@@ -158,7 +163,7 @@ class Capability:
     key_mask: bool = True
     packed: bool = True
     dropout: bool = False
-    bias_gradient: bool = True
+    bias_gradients: tuple[str, ...] = ("key", "separable")
     lse_gradient: bool = True
     backward: bool = True
     exact: bool = True
@@ -170,6 +175,7 @@ class Kernel(ABC):
     name = ""
     capability = Capability()
     dropout_refusal = "dropout > 0 is not supported"
+    gradient_refusal = "has no gradient"
 
     def refusals(self, problem: Problem) -> list[str]:
         """Return why this kernel cannot compute the call; empty if it can."""
@@ -189,6 +195,9 @@ class Kernel(ABC):
             reasons.append(self.dropout_refusal)
         if problem.training and not _trains(can, problem):
             reasons.append("no gradient of what was asked for")
+        if problem.training and problem.bias is not None:
+            missing = [kind for kind in problem.bias.learnt if kind not in can.bias_gradients]
+            reasons += [f"bias kind {kind!r} {self.gradient_refusal}" for kind in missing]
         return reasons
 
     def limits(self, problem: Problem) -> list[str]:
@@ -215,8 +224,8 @@ def _unlisted(can: Capability, problem: Problem) -> list[str]:
         reasons.append(f"pattern {problem.pattern.name!r} is not supported")
     elif can.exact and not problem.pattern.is_mask:
         reasons.append(f"pattern {problem.pattern.name!r} is not one softmax over visible keys")
-    if problem.bias is not None and problem.bias.kind not in can.biases:
-        reasons.append(f"bias kind {problem.bias.kind!r} is not supported")
+    kinds = [] if problem.bias is None else problem.bias.kinds
+    reasons += [f"bias kind {kind!r} is not supported" for kind in kinds if kind not in can.biases]
     if problem.need not in can.needs:
         reasons.append(f"need={problem.need!r} is not supported, because no weights are formed")
     return reasons
@@ -224,7 +233,4 @@ def _unlisted(can: Capability, problem: Problem) -> list[str]:
 
 def _trains(can: Capability, problem: Problem) -> bool:
     """Return whether every gradient that the call asks for exists."""
-    wants_bias = problem.bias is not None and problem.bias.values.requires_grad
-    return (
-        can.backward and (can.lse_gradient or problem.need != "lse") and (can.bias_gradient or not wants_bias)
-    )
+    return can.backward and (can.lse_gradient or problem.need != "lse")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqattn.attention.kernel import Attention, Problem
 from seqattn.attention.layout import Bucket, Side, to_slots, to_tokens
+from seqattn.attention.terms import pair_scores
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +23,8 @@ class Block:
 
     ``q [rows, heads, queries, dim]``, ``k`` and ``v`` with the same number of heads. Sequences lie at the left:
     row ``b`` has ``query_lengths[b]`` queries and ``key_lengths[b]`` keys (``None``: all). ``aligned`` says that
-    every row has as many keys as queries; ``every_row_sees`` that no query is known to be without a key.
+    every row has as many keys as queries; ``every_row_sees`` that no query is known to be without a key. ``bias`` is
+    added per key, ``[rows, heads or 1, keys]``, and ``pairs`` per pair.
     """
 
     q: Tensor
@@ -32,6 +34,7 @@ class Block:
     aligned: bool
     every_row_sees: bool
     bias: Tensor | None
+    pairs: Tensor | None
     query_lengths: Tensor | None
     key_lengths: Tensor | None
     key_mask: Tensor | None
@@ -42,8 +45,11 @@ class Block:
 
     @property
     def is_triangular(self) -> bool:
-        """Whether causality is the lower triangle; padding at the right is then hidden from all true queries."""
-        return self.causal and self.aligned
+        """Whether causality is the lower triangle; padding at the right is then hidden from all true queries.
+
+        Beside a mask there is no flag for it.
+        """
+        return self.causal and self.aligned and self.pairs is None
 
     def visible_keys(self) -> Bool[Tensor, "rows_or_1 heads_or_1 keys"] | None:
         """Return the keys that are not hidden from all queries, or ``None`` if no key is."""
@@ -75,7 +81,7 @@ class Block:
         Rows without any visible key are left open, so that no kernel divides by zero; their output is to be
         replaced by 0.
         """
-        if self.memo is None or self.bias is not None:
+        if self.memo is None or self.bias is not None or self.pairs is not None:
             return self._mask()
         key = (self.causal, self.q.dtype)
         if key not in self.memo:
@@ -86,9 +92,12 @@ class Block:
     def _mask(self) -> tuple[Tensor | None, Tensor | None]:
         keys = self.visible_keys()
         visible = _both(None if keys is None else keys[:, :, None], self.triangle())
+        if self.pairs is not None:
+            visible = _both(visible, ~self.pairs.detach().isneginf())
         if visible is None:
             return None, None
-        sees = None if self.every_row_sees and self.bias is None else visible.any(-1)
+        is_free = self.bias is None and self.pairs is None
+        sees = None if self.every_row_sees and is_free else visible.any(-1)
         hidden = ~visible if sees is None else ~visible & sees[..., None]
         zeros = torch.zeros(hidden.shape, dtype=self.q.dtype, device=self.q.device)
         return zeros.masked_fill_(hidden, -torch.inf), sees
@@ -148,14 +157,15 @@ def _run_padded(problem: Problem, solve: Callable[[Block], Solved], kernel: str)
     live = None if problem.lengths is None else before(problem.lengths, q.shape[2])
     used = None if problem.key_lengths is None else before(problem.key_lengths, k.shape[2])
     used = _both(used, None if problem.key_mask is None else problem.key_mask[:, None])
-    bias = None if problem.bias is None else problem.bias.values
+    pairs = pair_scores(problem.bias, q.shape[2], k.shape[2], None, live, used)
+    bias = problem.key_bias
     if live is not None:
         q = q.masked_fill(~live[..., None], 0)
     if used is not None:
         k, v = (x.masked_fill(~used[..., None], 0) for x in (k, v))
         bias = None if bias is None else bias.masked_fill(~used, 0)
     lengths = (problem.lengths, problem.key_lengths, problem.key_mask)
-    solved = solve(_block(problem, q, k, v, bias, lengths, problem.aligned, None))
+    solved = solve(_block(problem, q, k, v, bias, pairs, lengths, problem.aligned, None))
     stats = {"kernel": kernel, "finite": solved.finite}
     if live is None:
         return Attention(solved.output, solved.weights, solved.lse, stats)
@@ -173,7 +183,7 @@ def packed_blocks(problem: Problem) -> list[Block]:
     buckets = plan.buckets
     q = to_slots(problem.q, plan.query)
     k, v = (to_slots(x, plan.key) for x in (problem.k, problem.v))
-    bias = None if problem.bias is None else to_slots(problem.bias.values, plan.key)
+    bias = None if problem.key_bias is None else to_slots(problem.key_bias, plan.key)
     parts = zip(cut(q, buckets, 0), cut(k, buckets, 1), cut(v, buckets, 1), strict=True)
     biases = None if bias is None else cut(bias[..., None], buckets, 1)
     blocks = []
@@ -181,18 +191,31 @@ def packed_blocks(problem: Problem) -> list[Block]:
         bucket = buckets[place]
         lengths = (bucket.query_lengths, bucket.key_lengths, None)
         part_bias = None if biases is None else biases[place][..., 0]
-        blocks.append(_block(problem, part_q, part_k, part_v, part_bias, lengths, bucket.aligned, bucket))
+        pairs = _bucket_pairs(problem, bucket)
+        blocks.append(
+            _block(problem, part_q, part_k, part_v, part_bias, pairs, lengths, bucket.aligned, bucket)
+        )
     return blocks
 
 
-def all_finite(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool | None:
+def _bucket_pairs(problem: Problem, bucket: Bucket) -> Tensor | None:
+    """Return what is added to the scores of the pairs of a bucket."""
+    if problem.bias is None or not problem.bias.has_pairs:
+        return None
+    sides = ((bucket.query_lengths, bucket.queries), (bucket.key_lengths, bucket.keys))
+    inside = (None if lengths is None else before(lengths, size) for lengths, size in sides)
+    return pair_scores(problem.bias, bucket.queries, bucket.keys, bucket.sequences, *inside)
+
+
+def all_finite(q: Tensor, k: Tensor, v: Tensor, *biases: Tensor | None) -> bool | None:
     """Return whether all numbers are finite, a bias of ``-inf`` aside, or ``None`` on a GPU.
 
     Sums that overflow count as not finite; that costs time only.
     """
     if q.device.type != "cpu":
         return None
-    return sum_is_finite(q, k, v) and (bias is None or sum_is_finite(bias.clamp(min=-6e4)))
+    added = [bias.detach().clamp(min=-6e4) for bias in biases if bias is not None]
+    return sum_is_finite(q, k, v, *added)
 
 
 def sum_is_finite(*tensors: Tensor) -> bool:
@@ -221,6 +244,7 @@ def _block(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    pairs: Tensor | None,
     lengths: tuple[Tensor | None, Tensor | None, Tensor | None],
     aligned: bool,
     bucket: Bucket | None,
@@ -235,6 +259,7 @@ def _block(
         aligned,
         bucket is not None and (bucket.every_row_sees or not causal),
         bias,
+        pairs,
         *lengths,
         problem.scale,
         problem.dropout,
@@ -275,8 +300,8 @@ def empty_attention(problem: Problem, kernel: str) -> Attention:
     """Return zeros that still hang on the inputs, so that a backward pass gives zeros too."""
     q, k, v = problem.q, problem.k, problem.v
     nothing = q[..., :0].sum() + k[..., :0].sum() + v[..., :0].sum()
-    if problem.bias is not None:
-        nothing = nothing + problem.bias.values[..., :0].sum()
+    for bias in () if problem.bias is None else problem.bias.all():
+        nothing = nothing + sum(x[..., :0].sum() for x in bias.tensors())
     output = q.new_zeros(*q.shape[:-1], v.shape[-1]) + nothing
     lse = weights = None
     if problem.need != "output":

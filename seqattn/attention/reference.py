@@ -9,6 +9,7 @@ from torch import Tensor
 from seqattn.attention.kernel import NEEDS, Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.rectangles import all_finite, empty_attention, statistic_dtype
+from seqattn.attention.terms import Terms
 
 CALL_US = 400.0
 PAIR_NS = 10.0
@@ -18,7 +19,12 @@ class Reference(Kernel):
     """One sequence after the other, the visible keys taken from ``pattern.visible``."""
 
     name = "reference"
-    capability = Capability(biases=("key",), needs=NEEDS, dropout=True)
+    capability = Capability(
+        biases=("key", "separable", "relative", "dense"),
+        bias_gradients=("key", "separable", "relative", "dense"),
+        needs=NEEDS,
+        dropout=True,
+    )
 
     def cost(self, problem: Problem) -> float:
         """Return the time of a Python loop over the sequences."""
@@ -36,13 +42,14 @@ class Reference(Kernel):
 
 def _run_packed(problem: Problem, layout: Layout, key_layout: Layout) -> Attention:
     n, m = layout.lengths.tolist(), key_layout.lengths.tolist()
-    bias = problem.k.new_zeros(len(problem.k), 1) if problem.bias is None else problem.bias.values
-    first = layout.offsets.tolist()[:-1]
-    tensors = (problem.q.split(n), problem.k.split(m), problem.v.split(m), bias.split(m))
-    parts = [
-        _one(problem, start, *(x.transpose(0, 1) for x in part))
-        for start, *part in zip(first, *tensors, strict=True)
-    ]
+    first, first_key = layout.offsets.tolist(), key_layout.offsets.tolist()
+    tensors = (problem.q.split(n), problem.k.split(m), problem.v.split(m))
+    parts = []
+    for b, (q, k, v) in enumerate(zip(*tensors, strict=True)):
+        queries, keys = slice(first[b], first[b + 1]), slice(first_key[b], first_key[b + 1])
+        bias = None if problem.bias is None else _packed_bias(problem.bias, b, queries, keys)
+        part = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        parts.append(_one(problem, first[b], *part, bias))
     output = torch.cat([part[0].transpose(0, 1) for part in parts])
     lse = torch.cat([part[1].transpose(0, 1) for part in parts])
     size = (problem.queries, problem.keys)
@@ -55,7 +62,7 @@ def _run_padded(problem: Problem) -> Attention:
     m = [size[1]] * problem.batch if problem.key_lengths is None else problem.key_lengths.tolist()
     outputs, sums, weights = [], [], []
     for b in range(problem.batch):
-        bias = problem.k.new_zeros(1, m[b]) if problem.bias is None else problem.bias.values[b, :, : m[b]]
+        bias = None if problem.bias is None else _padded_bias(problem.bias, b, n[b], m[b])
         mask = None if problem.key_mask is None else problem.key_mask[b, : m[b]]
         tensors = problem.q[b, :, : n[b]], problem.k[b, :, : m[b]], problem.v[b, :, : m[b]]
         output, lse, weight = _one(problem, b * size[0], *tensors, bias, mask)
@@ -65,28 +72,71 @@ def _run_padded(problem: Problem) -> Attention:
     return _attention(problem, torch.stack(outputs), torch.stack(sums), weights)
 
 
+def _packed_bias(bias: Terms, b: int, queries: slice, keys: slice) -> list[Tensor]:
+    """Return what is added in a sequence, the tokens of which stand at these places."""
+    key, features = None if bias.key is None else bias.key.values[keys].T, bias.separable
+    products = None
+    if features is not None:
+        products = features.query[queries].transpose(0, 1), features.key[keys].transpose(0, 1)
+    return _terms(bias, b, key, products, (queries.stop - queries.start, keys.stop - keys.start))
+
+
+def _padded_bias(bias: Terms, b: int, n: int, m: int) -> list[Tensor]:
+    """Return what is added in a sequence of ``n`` queries and ``m`` keys."""
+    key = None if bias.key is None else bias.key.values[b, :, :m]
+    features = bias.separable
+    products = None if features is None else (features.query[b, :, :n], features.key[b, :, :m])
+    return _terms(bias, b, key, products, (n, m))
+
+
+def _terms(
+    bias: Terms, b: int, key: Tensor | None, products: tuple[Tensor, Tensor] | None, size: tuple[int, int]
+) -> list[Tensor]:
+    """Return the terms of a sequence as they are defined, pair by pair: ``[heads or 1, queries or 1, keys]`` each."""
+    n, m = size
+    found = [] if key is None else [key[:, None]]
+    if products is not None:
+        a, c = products
+        found.append((a[:, :, None] * c[:, None, :]).sum(-1))
+    if bias.relative is not None:
+        i, j = torch.arange(n)[:, None], torch.arange(m)
+        found.append(bias.relative.at((i - j).to(bias.relative.table.device)))
+    if bias.dense is not None:
+        values = bias.dense.values
+        found.append(values[b if len(values) > 1 else 0, :, :n, :m])
+    return found
+
+
 def _one(
-    problem: Problem, first: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = None
+    problem: Problem,
+    first: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: list[Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, lse and weights of one sequence ``[heads, length, dim]``; ``first`` numbers its first token."""
-    q, k, v, bias = (x.to(statistic_dtype(q)) for x in (q, k, v, bias))
+    q, k, v, *added = (x.to(statistic_dtype(q)) for x in (q, k, v, *(bias or [])))
     i = torch.arange(q.shape[1], device=q.device)[:, None]
     j = torch.arange(k.shape[1], device=q.device)[None, :]
     pattern = problem.pattern.of(slice(first, first + q.shape[1]))
-    visible = pattern.visible(i, j, k.shape[1]) & (bias != -torch.inf)[:, None, :]
+    visible = pattern.visible(i, j, k.shape[1])
+    visible = visible if visible.dim() == 3 else visible[None]
+    for term in added:
+        visible = visible & (term != -torch.inf)
     if problem.causal:
         visible = visible & (j <= i + (k.shape[1] - q.shape[1]))
     if mask is not None:
         visible = visible & mask
-        k, v, bias = (
-            k.masked_fill(~mask[:, None], 0),
-            v.masked_fill(~mask[:, None], 0),
-            bias.masked_fill(~mask, 0),
-        )
+        k, v = (x.masked_fill(~mask[:, None], 0) for x in (k, v))
+        added = [term.masked_fill(~mask, 0) for term in added]
     groups = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
     sees = visible.any(-1, keepdim=True)
-    scores = q @ k.transpose(1, 2) * problem.scale + bias.masked_fill(bias == -torch.inf, 0)[:, None, :]
+    scores = q @ k.transpose(1, 2) * problem.scale
+    for term in added:
+        scores = scores + term.masked_fill(term == -torch.inf, 0)
     scores = scores.masked_fill(~visible & sees, -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True) if scores.shape[-1] else scores.sum(-1, keepdim=True)
     weights = (scores - lse).exp().masked_fill(~sees, 0)
@@ -100,10 +150,10 @@ def _grow(x: Tensor, rows: int, columns: int) -> Tensor:
 
 def _attention(problem: Problem, output: Tensor, lse: Tensor, weights: list[Tensor]) -> Attention:
     dtype = problem.q.dtype
-    bias = None if problem.bias is None else problem.bias.values
+    bias = [] if problem.bias is None else [x for term in problem.bias.all() for x in term.tensors()]
     return Attention(
         output.to(dtype),
         torch.stack(weights).to(dtype) if problem.need == "weights" else None,
         None if problem.need == "output" else lse,
-        {"kernel": "reference", "finite": all_finite(problem.q, problem.k, problem.v, bias)},
+        {"kernel": "reference", "finite": all_finite(problem.q, problem.k, problem.v, *bias)},
     )

@@ -47,9 +47,13 @@ class Fused(Kernel):
         devices=("cpu", "cuda"),
         dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
         patterns=("dense",),
-        biases=("key",),
+        biases=("key", "separable", "relative", "dense"),
         needs=("output", "lse"),
         lse_gradient=False,
+    )
+    gradient_refusal = (
+        "that is learnt leaves the fused path: about 7 times the time of a call without it at 2000 tokens, forward "
+        "and backward, and memory quadratic in the length"
     )
     dropout_refusal = (
         "dropout > 0 leaves the fused path: 2-12 times slower forward, 1.4-6 times forward and backward from 50 "
@@ -87,12 +91,36 @@ class Fused(Kernel):
         return result if low is problem else raised(result, problem)
 
 
-def lowered(problem: Problem) -> Problem:
-    """Return the same call in the form that the fused kernel takes: equal heads, equal widths, no bias.
+def with_products(problem: Problem) -> Problem:
+    """Return the same call with a separable bias as further features of queries and keys.
 
-    Bias and hidden keys become one feature: 1 in the query, bias / scale in the key. The values get a feature too,
-    1 for keys that are not hidden: where the output of it is 0, the row sees no key.
+    In half precision they would lose their digits, so that the call is then one in float32.
     """
+    separable = None if problem.bias is None else problem.bias.separable
+    if problem.bias is None or separable is None:
+        return problem
+    q, k, v = (x.to(statistic_dtype(x)) for x in (problem.q, problem.k, problem.v))
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and separable.key.shape[1] > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    products = separable.key / problem.scale
+    q, k = (_beside(x, more) for x, more in ((q, separable.query), (k, products)))
+    rest = replace(problem.bias, separable=None)
+    return replace(problem, q=q, k=k, v=v, bias=rest if rest.all() else None)
+
+
+def _beside(x: Tensor, features: Tensor) -> Tensor:
+    return torch.cat([x, features.to(x.dtype).expand(*x.shape[:-1], features.shape[-1])], -1)
+
+
+def lowered(problem: Problem) -> Problem:
+    """Return the same call in the form that the fused kernel takes: equal heads, equal widths, only biases of pairs.
+
+    A separable bias becomes features. A bias per key and hidden keys become one feature: 1 in the query, bias / scale
+    in the key. The values get a feature too, 1 for keys that are not hidden: where the output of it is 0, the row sees
+    no key.
+    """
+    problem = with_products(problem)
     q, k, v = problem.q, problem.k, problem.v
     featured = _needs_feature(problem)
     if not featured and k.shape[1] == q.shape[1] and v.shape[-1] == q.shape[-1]:
@@ -109,7 +137,8 @@ def lowered(problem: Problem) -> Problem:
     width = max(q.shape[-1], v.shape[-1])
     q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     if featured:
-        return replace(problem, q=q, k=k, v=v, bias=None, key_mask=None)
+        pairs = None if problem.bias is None else problem.bias.pairs_only()
+        return replace(problem, q=q, k=k, v=v, bias=pairs, key_mask=None)
     return replace(problem, q=q, k=k, v=v)
 
 
@@ -119,7 +148,7 @@ def _needs_feature(problem: Problem) -> bool:
     A mask beside the causal flag is an error on some devices, and a mask instead of the flag takes quadratic memory.
     """
     triangular = problem.causal and problem.aligned and problem.queries > 1
-    return problem.bias is not None or (problem.key_mask is not None and triangular)
+    return problem.key_bias is not None or (problem.key_mask is not None and triangular)
 
 
 def _feature(problem: Problem, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,8 +156,8 @@ def _feature(problem: Problem, k: Tensor) -> tuple[Tensor, Tensor]:
     size = (*k.shape[:-1], 1)
     feature = torch.zeros(1, dtype=k.dtype, device=k.device)
     hidden = torch.zeros(1, dtype=torch.bool, device=k.device)
-    if problem.bias is not None:
-        values = problem.bias.values[..., None]
+    if problem.key_bias is not None:
+        values = problem.key_bias[..., None]
         hidden = values.detach().isneginf()
         feature = values.masked_fill(hidden, 0).to(k.dtype) / problem.scale
     if problem.key_mask is not None:
@@ -154,8 +183,13 @@ def _solve(block: Block) -> Solved:
 
 
 def _mask(block: Block) -> tuple[Tensor | None, Tensor | None]:
-    """Return the mask, unless the causal flag says it all, and which queries see a key."""
-    return (None, None) if block.is_triangular else block.mask()
+    """Return what is added to the scores, unless the causal flag says it all, and which queries see a key."""
+    if block.is_triangular:
+        return None, None
+    mask, sees = block.mask()
+    if block.pairs is None or mask is None:
+        return mask, sees
+    return mask + block.pairs.masked_fill(block.pairs.isneginf(), 0).to(mask.dtype), sees
 
 
 def _solved(block: Block, output: Tensor, lse: Tensor | None, sees: Tensor | None) -> Solved:
@@ -174,8 +208,8 @@ def _finite(block: Block, output: Tensor, lse: Tensor | None, sees: Tensor | Non
     """
     if lse is None:
         return None
-    if sees is not None:
-        return all_finite(block.q, block.k, block.v, None)
+    if sees is not None or block.pairs is not None:
+        return all_finite(block.q, block.k, block.v, block.pairs)
     return sum_is_finite(output) and (block.k.shape[2] >= SWALLOWED or bool(lse.abs().amin() > 0))
 
 

@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seqattn.attention.arrivals import NewTokens
 from seqattn.attention.pattern import HeadMix, Labels, Pattern, ranks
 from seqattn.attention.tiles import Band, Pairs
 from seqattn.errors import ParameterError
 
 # Numbers of scores in one piece of a call with several new tokens per row.
 PIECE_SIZE = 2**24
-
-
-class NewTokens(NamedTuple):
-    """What a call brings: keys and values ``[rows, heads, new, dim]``, biases ``[rows, heads or 1, new]``, labels.
-
-    Labels are ``[rows, all labels of a token, new]``; ``lengths`` says how many tokens of each row exist.
-    """
-
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None
-    marks: Tensor | None
-    lengths: Tensor | None
-
-    def channels(self) -> list[Tensor | None]:
-        """Return what is kept of each token."""
-        return [self.k, self.v, self.bias, self.marks]
-
-    def piece(self, start: int, size: int) -> NewTokens:
-        """Return some of the tokens."""
-        here = slice(start, start + size)
-        k, v, bias, marks = (None if x is None else x[:, :, here] for x in self.channels())
-        if k is None or v is None:
-            raise TypeError("There are always keys and values.")
-        lengths = None if self.lengths is None else (self.lengths - start).clamp(0, k.shape[2])
-        return NewTokens(k, v, bias, marks, lengths)
 
 
 class KeyValueState:
@@ -53,8 +27,9 @@ class KeyValueState:
 
     Notes
     -----
-    Key biases are kept in float64, and the largest one that a query sees is taken off before they are rounded. So
-    they may grow with time without end: softmax does not change when a whole row is shifted.
+    Key biases and the keys' part of separable ones are kept in float64, and the largest bias that a query sees is taken
+    off before they are rounded. So they may grow with time without end: softmax does not change when a whole row is
+    shifted. A table of distances is not kept: give it with every call.
 
     Examples
     --------
@@ -66,7 +41,7 @@ class KeyValueState:
     (True, [1, 1, 1])
     """
 
-    __slots__ = ("_band", "_bias", "_keys", "_marks", "_pattern", "_values", "count")
+    __slots__ = ("_band", "_bias", "_features", "_keys", "_marks", "_pattern", "_values", "count")
 
     count: Int[Tensor, " rows"]
 
@@ -76,6 +51,7 @@ class KeyValueState:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._bias: Tensor | None = None
+        self._features: Tensor | None = None
         self._marks: Tensor | None = None
         self._pattern: Pattern | None = None
 
@@ -123,7 +99,7 @@ class KeyValueState:
             "keys": self._keys[:, :, :used].clone(memory_format=torch.contiguous_format),
             "values": self._values[:, :, :used].clone(memory_format=torch.contiguous_format),
         }
-        for name, kept in (("bias", self._bias), ("marks", self._marks)):
+        for name, kept in (("bias", self._bias), ("marks", self._marks), ("features", self._features)):
             if kept is not None:
                 found[name] = kept[:, :, :used].clone(memory_format=torch.contiguous_format)
         return found
@@ -155,6 +131,7 @@ class KeyValueState:
         )
         state._bias = tensors["bias"].clone() if "bias" in tensors else None
         state._marks = tensors["marks"].clone() if "marks" in tensors else None
+        state._features = tensors["features"].clone() if "features" in tensors else None
         return state
 
     def prepare(self, new: NewTokens, pattern: Pattern) -> None:
@@ -178,8 +155,9 @@ class KeyValueState:
             self._keys, self._values = (x.new_zeros(*x.shape[:2], 0, x.shape[3]) for x in (k, v))
             self._bias = _empty(new.bias, torch.float64)
             self._marks = _empty(new.marks, torch.int64)
-        kept = _kind(self._keys, self._values, self._bias, self._marks, self._band)
-        given = _kind(k, v, new.bias, new.marks, band)
+            self._features = _empty(new.c, torch.float64)
+        kept = _kind(self._keys, self._values, self._bias, self._marks, self._features, self._band)
+        given = _kind(k, v, new.bias, new.marks, new.c, band)
         if self._pattern is not None and not (pattern.has_labels or self._pattern.has_labels):
             kept["pattern"], given["pattern"] = self._pattern, pattern
         for name, value in given.items():
@@ -200,7 +178,8 @@ class KeyValueState:
         self.count = old + (size if lengths is None else lengths.to(old.dtype))
         self._reserve(_ends(self.count)[1])
         low, high = _ends(old)
-        both = zip((self._keys, self._values, self._bias, self._marks), new.channels(), strict=True)
+        kept_all = (self._keys, self._values, self._bias, self._marks, self._features)
+        both = zip(kept_all, new.channels(), strict=True)
         pairs = [(kept, given) for kept, given in both if kept is not None and given is not None]
         if size == 1 and lengths is None and low == high:
             slot = int(self._slots(old[:1])[0]) if len(old) else 0
@@ -238,10 +217,8 @@ class KeyValueState:
         live = None
         if new.lengths is not None:
             live = torch.arange(q.shape[2], device=q.device) < new.lengths[:, None]
-            q, k, v = (x.masked_fill(~live[:, None, :, None], 0) for x in (q, new.k, new.v))
-            bias = None if new.bias is None else new.bias.masked_fill(~live[:, None], 0)
-            new = new._replace(k=k, v=v, bias=bias)
-        piece = self._piece(q, new.k, new.v, new.bias)
+            q, new = q.masked_fill(~live[:, None, :, None], 0), new.live(live)
+        piece = self._piece(q, new)
         parts = [
             self._attend_piece(q[:, :, start : start + piece], new.piece(start, piece), scale)
             for start in range(0, max(1, q.shape[2]), piece)
@@ -249,12 +226,13 @@ class KeyValueState:
         output = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
         return output if live is None else output.masked_fill(~live[:, None, :, None], 0)
 
-    def _piece(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> int:
+    def _piece(self, q: Tensor, new: NewTokens) -> int:
         """Return how many tokens are computed at once.
 
         What is not finite reaches those tokens of a piece that do not see it; so then it is one.
         """
-        given = [q, k, v] if bias is None else [q, k, v, bias.clamp(min=-6e4)]
+        given = [q, *(x for x in (new.k, new.v, new.a, new.c) if x is not None)]
+        given += [] if new.bias is None else [new.bias.clamp(min=-6e4)]
         if q.shape[2] > 1 and not all(bool(x.isfinite().all()) for x in given):
             return 1
         room = max(1, PIECE_SIZE // max(1, q.shape[0] * q.shape[1]))
@@ -264,17 +242,21 @@ class KeyValueState:
 
     def _attend_piece(self, q: Tensor, new: NewTokens, scale: float) -> Tensor:
         old, before = self.count, self._used()
-        if q.shape[2] == 1 and self._is_band():
+        if q.shape[2] == 1 and self._is_band() and new.relative is None:
             self.append(new)
             # All slots, empty ones too: in one run through the memory they take a third of the time of a part of them.
-            return _attention(q, *self._first(self._room()), self._filled(), scale)
-        keys, values, biases = self._first(before)
-        if biases is not None and new.bias is not None:
-            biases = torch.cat([biases, new.bias.to(torch.float64)], 2)
+            keys, values, bias, features = self._first(self._room())
+            return _attention(q, keys, values, _bias(bias, new.a, features), self._filled(), scale)
+        keys, values, *rest = self._first(before)
+        bias, features = (
+            x if x is None or more is None else torch.cat([x, more.to(torch.float64)], 2)
+            for x, more in zip(rest, (new.bias, new.c), strict=True)
+        )
         keys, values = torch.cat([keys, new.k], 2), torch.cat([values, new.v], 2)
-        visible = self._visible(old, before, new)
+        visible, distance = self._visible(old, before, new)
+        table = None if new.relative is None else new.relative.at(distance).transpose(0, 1)
         self.append(new)
-        return _attention(q, keys, values, biases, visible, scale)
+        return _attention(q, keys, values, _bias(bias, new.a, features, table), visible, scale)
 
     def _is_band(self) -> bool:
         """Return whether all that is kept is visible to the next token."""
@@ -289,8 +271,11 @@ class KeyValueState:
         count = self.count[:1] if low == high else self.count
         return (torch.arange(self._room(), device=count.device) < count[:, None])[:, None]
 
-    def _visible(self, count: Tensor, used: int, given: NewTokens) -> Tensor:
-        """Return which slots, and which new tokens after them, each new token sees: ``[rows, (heads,) new, keys]``."""
+    def _visible(self, count: Tensor, used: int, given: NewTokens) -> tuple[Tensor, Tensor]:
+        """Return which slots, and which new tokens after them, each new token sees, and how far they are.
+
+        ``[rows, (heads,) new, keys]``, and ``[rows, new, keys]`` for the distances.
+        """
         new, lengths = given.k.shape[2], given.lengths
         if lengths is None and _ends(count)[0] == _ends(count)[1] and self._marks is None:
             count = count[:1]
@@ -312,8 +297,9 @@ class KeyValueState:
         if band is not None and band.left is not None:
             seen = seen & ((i - j <= band.left) | (j < band.prefix))
         if self._is_band() or self._pattern is None:
-            return seen
-        return seen[:, None] & self._shown(self._pattern, i[:, None], j[:, None], exists, given.marks)
+            return seen, i - j
+        shown = self._shown(self._pattern, i[:, None], j[:, None], exists, given.marks)
+        return seen[:, None] & shown, i - j
 
     def _shown(self, pattern: Pattern, i: Tensor, j: Tensor, exists: Tensor, marks: Tensor | None) -> Tensor:
         """Return what the pattern shows, ``[rows or 1, heads or 1, new, keys]``."""
@@ -344,15 +330,17 @@ class KeyValueState:
         state._values = None if self._values is None else change(self._values)
         state._bias = None if self._bias is None else change(self._bias)
         state._marks = None if self._marks is None else change(self._marks)
+        state._features = None if self._features is None else change(self._features)
         state._pattern = self._pattern
         return state
 
-    def _first(self, used: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return keys, values and biases of the first slots."""
+    def _first(self, used: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return keys, values, biases and features of the first slots."""
         if self._keys is None or self._values is None:
             raise TypeError("A state must be prepared before it is used.")
         bias = None if self._bias is None else self._bias[:, :, :used]
-        return self._keys[:, :, :used], self._values[:, :, :used], bias
+        features = None if self._features is None else self._features[:, :, :used]
+        return self._keys[:, :, :used], self._values[:, :, :used], bias, features
 
     def _slots(self, places: Tensor) -> Tensor:
         """Return where the tokens at these places of their sequences are kept."""
@@ -385,6 +373,7 @@ class KeyValueState:
         self._values = _grown(self._values, grown)
         self._bias = None if self._bias is None else _grown(self._bias, grown)
         self._marks = None if self._marks is None else _grown(self._marks, grown)
+        self._features = None if self._features is None else _grown(self._features, grown)
 
 
 def _ends(counts: Tensor) -> tuple[int, int]:
@@ -396,11 +385,16 @@ def _ends(counts: Tensor) -> tuple[int, int]:
 
 
 def _empty(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.new_zeros(*x.shape[:2], 0, dtype=dtype)
+    return None if x is None else x.new_zeros(*x.shape[:2], 0, *x.shape[3:], dtype=dtype)
 
 
 def _kind(
-    k: Tensor, v: Tensor, bias: Tensor | None, marks: Tensor | None, band: Band | None
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    marks: Tensor | None,
+    features: Tensor | None,
+    band: Band | None,
 ) -> dict[str, object]:
     """Return what all calls with one state must have in common."""
     return {
@@ -410,6 +404,7 @@ def _kind(
         "type": k.dtype,
         "device": k.device,
         "heads of the bias": None if bias is None else bias.shape[1],
+        "heads and rank of the separable bias": None if features is None else features.shape[1::2],
         "labels of a token": None if marks is None else marks.shape[1],
         "window": band,
     }
@@ -420,6 +415,22 @@ def _grown(x: Tensor, size: int) -> Tensor:
     wide = x.new_zeros(*x.shape[:2], size, *x.shape[3:])
     wide[:, :, : x.shape[2]] = x
     return wide
+
+
+def _bias(
+    key: Tensor | None, a: Tensor | None, c: Tensor | None, table: Tensor | None = None
+) -> Tensor | None:
+    """Return all biases together, ``[rows or 1, heads or 1, new or 1, keys]`` in float64."""
+    terms = [] if key is None else [key[:, :, None]]
+    if a is not None and c is not None:
+        terms.append(torch.matmul(a.to(torch.float64), c.transpose(-1, -2)))
+    terms += [] if table is None else [table.to(torch.float64)]
+    if not terms:
+        return None
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def _attention(
@@ -449,7 +460,7 @@ def _added(
             return None, None
         zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return zeros.masked_fill_(~visible, -torch.inf), visible.any(-1)[..., None]
-    wide = bias[:, :, None]
+    wide = bias
     if visible is not None:
         wide = wide.masked_fill(~visible, -torch.inf)
     top = wide.amax(-1, keepdim=True)

@@ -247,7 +247,9 @@ class Run:
 class Tile:
     """Some tiles as one rectangle: which rows stand in its slots, and what its queries see.
 
-    ``silent`` are the slots of queries whose result does not count: padding, and those that see no key.
+    ``silent`` are the slots of queries whose result does not count: padding, and those that see no key. ``lead`` is
+    the distance from the first key to the first query, in tokens, where keys and queries follow each other; else
+    ``None``.
     """
 
     rows: int
@@ -256,6 +258,7 @@ class Tile:
     silent: Tensor | None
     visible: Tensor | None
     triangular: bool
+    lead: int | None = None
     memo: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
@@ -283,12 +286,48 @@ class Part:
     is_full: bool
 
 
+class Places(NamedTuple):
+    """Per token: its place in its sequence, and the length of that; and how many rows a token has."""
+
+    place: Tensor
+    length: Tensor
+    rows: int
+
+    @classmethod
+    def of(cls, layout: Layout, rows: int) -> Places:
+        """Return the places of all tokens."""
+        lengths = layout.lengths
+        place = np.arange(layout.n_tokens) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return cls(torch.from_numpy(place), torch.from_numpy(np.repeat(lengths, lengths)), rows)
+
+    def pairs(self, queries: np.ndarray, keys: np.ndarray) -> Pairs:
+        """Return all pairs in tiles of rows: ``[tiles, queries, keys]``."""
+        rows, columns = torch.from_numpy(queries)[:, :, None], torch.from_numpy(keys)[:, None, :]
+        query, key = rows // self.rows, columns // self.rows
+        return Pairs(self.place[query], self.place[key], self.length[query], query, key, rows % self.rows)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """All tiles of a call, run by run."""
 
     parts: tuple[Part, ...]
     by_head: bool
+    places: Places
+
+    def distances(self, tile: Tile) -> Tensor:
+        """Return how many tokens each key stands before its query: ``[tiles or 1, queries, keys]``."""
+        queries, keys = len(tile.queries) // tile.rows, len(tile.keys) // tile.rows
+        if tile.lead is not None:
+            return (torch.arange(queries)[:, None] + tile.lead - torch.arange(keys))[None]
+        place, rows = self.places.place, self.places.rows
+        i = place[tile.queries.div(rows, rounding_mode="floor")].view(tile.rows, -1, 1)
+        j = place[tile.keys.div(rows, rounding_mode="floor")].view(tile.rows, 1, -1)
+        return i - j
+
+    def heads(self, tile: Tile) -> Tensor:
+        """Return the head of each tile, where rows are pairs of token and head."""
+        return tile.queries.view(tile.rows, -1)[:, 0] % self.places.rows
 
 
 class _Cut(NamedTuple):
@@ -332,32 +371,12 @@ def make_plan(runs: Sequence[Run], layout: Layout, causal: bool, heads: int, wid
     same = 1 if by_head else heads
     rows = layout.n_tokens * (heads if by_head else 1)
     whole = [run.with_heads(heads) if by_head else run for run in runs]
-    places = _Places.of(layout, heads if by_head else 1)
-    return Plan(tuple(_part(run, places, causal, same, same * width, rows) for run in whole), by_head)
+    places = Places.of(layout, heads if by_head else 1)
+    parts = tuple(_part(run, places, causal, same, same * width, rows) for run in whole)
+    return Plan(parts, by_head, places)
 
 
-class _Places(NamedTuple):
-    """Per token: its place in its sequence, and the length of that; and how many rows a token has."""
-
-    place: Tensor
-    length: Tensor
-    rows: int
-
-    @classmethod
-    def of(cls, layout: Layout, rows: int) -> _Places:
-        """Return the places of all tokens."""
-        lengths = layout.lengths
-        place = np.arange(layout.n_tokens) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return cls(torch.from_numpy(place), torch.from_numpy(np.repeat(lengths, lengths)), rows)
-
-    def pairs(self, queries: np.ndarray, keys: np.ndarray) -> Pairs:
-        """Return all pairs in tiles of rows: ``[tiles, queries, keys]``."""
-        rows, columns = torch.from_numpy(queries)[:, :, None], torch.from_numpy(keys)[:, None, :]
-        query, key = rows // self.rows, columns // self.rows
-        return Pairs(self.place[query], self.place[key], self.length[query], query, key, rows % self.rows)
-
-
-def _part(run: Run, places: _Places, causal: bool, heads: int, row_size: int, rows: int) -> Part:
+def _part(run: Run, places: Places, causal: bool, heads: int, row_size: int, rows: int) -> Part:
     cut = _cut(run, causal)
     tiles, slots, used = [], np.full(rows, -1, np.int64), 0
     for members in _groups(cut, heads, row_size):
@@ -409,7 +428,7 @@ def _groups(cut: _Cut, heads: int, row_size: int) -> list[np.ndarray]:
     return groups
 
 
-def _tile(part: _Cut, run: Run, places: _Places, causal: bool) -> tuple[Tile, np.ndarray, np.ndarray]:
+def _tile(part: _Cut, run: Run, places: Places, causal: bool) -> tuple[Tile, np.ndarray, np.ndarray]:
     """Return tiles as one rectangle, which of their queries do not count, and the rows of the queries.
 
     Padding holds the last row of its tile, which is finite if its sequence is.
@@ -439,6 +458,7 @@ def _tile(part: _Cut, run: Run, places: _Places, causal: bool) -> tuple[Tile, np
         torch.from_numpy(np.flatnonzero(silent)) if silent.any() else None,
         None if triangular or seen.all() else torch.from_numpy(seen[:, None]),
         triangular,
+        int(part.begin[0] - part.start[0]) if run.order is None and not front else None,
     )
     return tile, silent, queries
 
@@ -458,7 +478,7 @@ def _seen(
     return np.concatenate([np.ones((*seen.shape[:2], front), bool), seen], 2)
 
 
-def _allowed(run: Run, places: _Places, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def _allowed(run: Run, places: Places, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Return which pairs other patterns leave: ``[tiles, queries, keys]``."""
     pairs = places.pairs(queries, keys)
     allowed = torch.ones(len(queries), queries.shape[1], keys.shape[1], dtype=torch.bool)

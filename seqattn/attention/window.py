@@ -6,19 +6,19 @@ their results are joined by their log-sums, and the gradient of each tile follow
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqattn.attention.biases import KeyBias
+from seqattn.attention.biases import Relative
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.rectangles import all_finite, empty_attention
-from seqattn.attention.sdpa import lowered, raised
+from seqattn.attention.sdpa import HIDDEN, lowered, raised
 from seqattn.attention.tiles import BLOCK, Part, Plan, Tile, make_plan
 
 # Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32.
@@ -27,6 +27,8 @@ PAIR_NS = 2.5
 BACKWARD = 3.5
 # The log-sum of a query that does not count: all its weights are then 0.
 SILENT = 1e30
+# A log-sum below this is one of hidden keys only.
+HIDDEN_SUM = 1e-5 * HIDDEN
 
 
 class Window(Kernel):
@@ -40,7 +42,8 @@ class Window(Kernel):
             *("local", "neighborhood", "blocked", "dilated", "prefix", "segments"),
             *("union", "intersection", "sorted chunks"),
         ),
-        biases=("key",),
+        biases=("key", "separable", "relative"),
+        bias_gradients=("key", "separable", "relative"),
         needs=("output", "lse"),
         cross=False,
         key_mask=False,
@@ -62,13 +65,18 @@ class Window(Kernel):
             return _run_padded(problem, self)
         if problem.layout.n_tokens == 0:
             return empty_attention(problem, self.name)
-        bias = None if problem.bias is None else problem.bias.values
-        finite = all_finite(problem.q, problem.k, problem.v, bias)
+        relative = None if problem.bias is None else problem.bias.relative
+        table = None if relative is None else relative.table
+        # What is not finite in features and keys is found in the lowered call.
         low = lowered(problem)
         plan = _plan(problem.pattern, problem.layout, low)
         q, k, v = (_by_row(x, plan) for x in (low.q, low.k, low.v))
-        output, lse = _Tiles.apply(q, k, v, plan, low.scale)
+        finite = all_finite(low.q, low.k, low.v, table)
+        output, lse = _Tiles.apply(q, k, v, table, 0 if relative is None else relative.first, plan, low.scale)
         output, lse = output.view(*low.q.shape[:2], -1), lse.view(low.q.shape[:2])
+        if table is not None and table.isneginf().any():
+            blind = lse < HIDDEN_SUM
+            output, lse = output.masked_fill(blind[..., None], 0), lse.masked_fill(blind, -torch.inf)
         asked = lse if problem.need == "lse" else None
         result = Attention(output, None, asked, {"kernel": self.name, "finite": finite})
         return result if low is problem else raised(result, problem)
@@ -96,37 +104,100 @@ def _plan(pattern: Pattern, layout: Layout, problem: Problem) -> Plan:
 
 
 class _Tiles(torch.autograd.Function):
-    """All tiles as one step of the gradient graph; what was gathered for them is gathered again, not kept."""
+    """All tiles as one step of the gradient graph; what was gathered for them is gathered again, not kept.
+
+    A table of distances goes into the masks. Its gradient needs the weights, so then each tile forms them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-        solved = [_solve(part, q, k, v, scale) for part in plan.parts]
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, first: int, plan: Plan, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        masks = _Masks(plan, None if table is None else Relative(table.to(q.dtype), first), q.dtype)
+        solved = [_solve(part, q, k, v, masks, scale) for part in plan.parts]
         output, lse = solved[0] if len(solved) == 1 else _joined(solved)
-        ctx.save_for_backward(q, k, v, output, lse)
-        ctx.plan, ctx.scale = plan, scale
+        ctx.save_for_backward(q, k, v, output, lse, table)
+        ctx.masks, ctx.scale = masks, scale
         ctx.mark_non_differentiable(lse)
         return output, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, output, lse = ctx.saved_tensors
+        q, k, v, output, lse, table = ctx.saved_tensors
+        masks: _Masks = ctx.masks
         grad_q = None
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        for part in ctx.plan.parts:
+        grad_table = table.new_zeros(table.shape) if ctx.needs_input_grad[3] else None
+        if table is not None:
+            lse = lse.masked_fill(lse < HIDDEN_SUM, SILENT)
+        for part in masks.plan.parts:
             rows = []
             for tile in part.tiles:
-                part_q, part_k, part_v = _backward(tile, grad, q, k, v, output, lse, ctx.scale)
+                inner = _Inner.of(tile, grad, q, k, v, output, lse, masks.of(tile), ctx.scale)
+                if grad_table is None:
+                    part_q, part_k, part_v = inner.fused()
+                else:
+                    part_q, part_k, part_v, scores = inner.plain()
+                    masks.collect(tile, scores, grad_table)
                 rows.append(_rows(part_q))
                 grad_k.flatten(1).index_add_(0, tile.keys, _rows(part_k).flatten(1))
                 grad_v.flatten(1).index_add_(0, tile.keys, _rows(part_v).flatten(1))
             if rows:
                 found = _spread(part, rows, 0.0)
                 grad_q = found if grad_q is None else grad_q.add_(found)
-        return torch.zeros_like(q) if grad_q is None else grad_q, grad_k, grad_v, None, None
+        grad_q = torch.zeros_like(q) if grad_q is None else grad_q
+        return grad_q, grad_k, grad_v, grad_table, None, None, None
 
 
-def _solve(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Masks:
+    """What is added to the scores of each tile: what hides keys, and a table of distances."""
+
+    plan: Plan
+    relative: Relative | None
+    dtype: torch.dtype
+
+    def of(self, tile: Tile) -> Tensor | None:
+        """Return what is added in a tile, ``[tiles or 1, heads or 1, queries, keys]``."""
+        if self.relative is None:
+            return tile.mask(self.dtype)
+        table = self.relative.table.detach()
+        table = table.masked_fill(table.isneginf(), HIDDEN)
+        index, heads = self._index(tile), self._heads(tile)
+        added = table[:, index].transpose(0, 1) if heads is None else table[heads, index][:, None]
+        if tile.triangular:
+            return added.masked_fill(torch.ones(index.shape[1:], dtype=torch.bool).triu(1), -torch.inf)
+        return added if tile.visible is None else added.masked_fill(~tile.visible, -torch.inf)
+
+    def collect(self, tile: Tile, grad: Tensor, into: Tensor) -> None:
+        """Add the gradient of the scores, ``[tiles, heads, queries, keys]``, to that of the table."""
+        if self.relative is None:
+            return
+        index, heads = self._index(tile), self._heads(tile)
+        if len(index) == 1:
+            grad = grad.sum(0, keepdim=True)
+        if len(into) == 1:
+            grad = grad.sum(1, keepdim=True)
+        if heads is None:
+            heads, index = torch.arange(grad.shape[1])[:, None, None], index[:, None]
+        place = heads * into.shape[1] + index
+        into.view(-1).index_add_(0, place.flatten(), grad.flatten().to(into.dtype))
+
+    def _index(self, tile: Tile) -> Tensor:
+        """Return which entry of the table each pair has, ``[tiles or 1, queries, keys]``."""
+        if self.relative is None:
+            raise TypeError("There is no table.")
+        return self.relative.entry(self.plan.distances(tile))
+
+    def _heads(self, tile: Tile) -> Tensor | None:
+        """Return the row of the table for each tile, if tiles have one head each."""
+        if self.relative is None or not self.plan.by_head or len(self.relative.table) == 1:
+            return None
+        return self.plan.heads(tile)[:, None, None]
+
+
+def _solve(part: Part, q: Tensor, k: Tensor, v: Tensor, masks: _Masks, scale: float) -> tuple[Tensor, Tensor]:
     """Return output ``[rows, heads, dim]`` and log-sums ``[rows, heads]`` of a run."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     outputs, sums = [], []
@@ -136,7 +207,8 @@ def _solve(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[T
             tile.rectangle(k, tile.keys),
             tile.rectangle(v, tile.keys),
         )
-        output, lse = fused(*rectangles, 0.0, tile.triangular, attn_mask=tile.mask(q.dtype), scale=scale)
+        mask = masks.of(tile)
+        output, lse = fused(*rectangles, 0.0, tile.triangular and mask is None, attn_mask=mask, scale=scale)
         outputs.append(_rows(output))
         sums.append(_rows(lse))
     if not outputs:
@@ -144,22 +216,54 @@ def _solve(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[T
     return _spread(part, outputs, 0.0), _spread(part, sums, -torch.inf)
 
 
-def _backward(
-    tile: Tile, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the rectangles of a tile. Log-sums of all tiles of a query give it its true weights."""
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    rows, sums = grad.index_select(0, tile.queries), lse.index_select(0, tile.queries)
-    if tile.silent is not None:
-        rows.index_fill_(0, tile.silent, 0)
-        sums.index_fill_(0, tile.silent, SILENT)
-    rows, sums = (x.view(tile.rows, -1, *x.shape[1:]).transpose(1, 2) for x in (rows, sums))
-    found: tuple[Tensor, Tensor, Tensor] = fused(
-        rows,
-        *(tile.rectangle(q, tile.queries), tile.rectangle(k, tile.keys), tile.rectangle(v, tile.keys)),
-        tile.rectangle(output, tile.queries), sums, 0.0, tile.triangular, attn_mask=tile.mask(q.dtype), scale=scale,
-    )  # fmt: skip
-    return found
+class _Inner(NamedTuple):
+    """A tile of the backward pass. Log-sums of all tiles of a query give it its true weights."""
+
+    grad: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    output: Tensor
+    lse: Tensor
+    mask: Tensor | None
+    triangular: bool
+    scale: float
+
+    @classmethod
+    def of(
+        cls, tile: Tile, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor,
+        mask: Tensor | None, scale: float,
+    ) -> _Inner:  # fmt: skip
+        """Return a tile with what is known of the whole call."""
+        rows, sums = grad.index_select(0, tile.queries), lse.index_select(0, tile.queries)
+        if tile.silent is not None:
+            rows.index_fill_(0, tile.silent, 0)
+            sums.index_fill_(0, tile.silent, SILENT)
+        rows, sums = (x.view(tile.rows, -1, *x.shape[1:]).transpose(1, 2) for x in (rows, sums))
+        return cls(
+            rows, tile.rectangle(q, tile.queries), tile.rectangle(k, tile.keys), tile.rectangle(v, tile.keys),
+            tile.rectangle(output, tile.queries), sums, mask, tile.triangular and mask is None, scale,
+        )  # fmt: skip
+
+    def fused(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of queries, keys and values."""
+        call = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        found: tuple[Tensor, Tensor, Tensor] = call(
+            *self[:6], 0.0, self.triangular, attn_mask=self.mask, scale=self.scale
+        )
+        return found
+
+    def plain(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of queries, keys, values and scores."""
+        scores = torch.matmul(self.q * self.scale, self.k.transpose(-1, -2))
+        if self.mask is not None:
+            scores = scores + self.mask
+        weights = (scores - self.lse[..., None]).exp_()
+        mean = (self.grad * self.output).sum(-1, keepdim=True)
+        found = weights * (torch.matmul(self.grad, self.v.transpose(-1, -2)) - mean)
+        across = torch.matmul(found.transpose(-1, -2), self.q * self.scale)
+        values = torch.matmul(weights.transpose(-1, -2), self.grad)
+        return torch.matmul(found, self.k) * self.scale, across, values, found
 
 
 def _joined(solved: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -203,7 +307,7 @@ def _run_padded(problem: Problem, kernel: Window) -> Attention:
         wide = x.new_full((batch * size, *x.shape[1:]), fill).index_copy(0, places, x)
         return wide.view(batch, size, *x.shape[1:]).transpose(1, 2)
 
-    bias = None if problem.bias is None else KeyBias(packed(problem.bias.values))
+    bias = None if problem.bias is None else problem.bias.per_token(packed)
     result = kernel.run(
         replace(
             problem, q=packed(problem.q), k=packed(problem.k), v=packed(problem.v), bias=bias,

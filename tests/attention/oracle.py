@@ -95,8 +95,9 @@ def one_sequence(q, k, v, bias, sees, scale):
         shared = h * k.shape[0] // heads
         for i in range(queries):
             seen = [j for j in range(keys) if sees(i, j, h)]
+            added = bias[h % bias.shape[0]]
             output[h, i], lse[h, i] = one_row(
-                q[h, i], k[shared], v[shared], bias[h % bias.shape[0]], seen, scale
+                q[h, i], k[shared], v[shared], added[i] if added.dim() == 2 else added, seen, scale
             )
     return output, lse
 
@@ -169,6 +170,80 @@ class Ragged:
                 return allowed and VISIBLE[pattern](i, j, m, h) and (holes is None or bool(holes[b][j]))
 
             q, k, v = (self.leaves[name][b].double() for name in "qkv")
-            bias = self.leaves["bias"][b].double()[..., 0] if self.bias_heads else q.new_zeros(1, m)
-            results.append(one_sequence(q, k, v, bias, sees, scale))
+            results.append(one_sequence(q, k, v, self.added(b), sees, scale))
         return results
+
+    def added(self, b):
+        """Return what is added to the scores of sequence b, ``[heads or 1, (queries,) keys]``."""
+        if not self.bias_heads:
+            return torch.zeros(1, self.key_lengths[b], dtype=torch.float64)
+        return self.leaves["bias"][b].double()[..., 0]
+
+
+# Numbers of each kind of bias in a sequence of n queries and m keys: [heads, *size].
+PARTS = {
+    "key": {"key": lambda n, m: (m,)},
+    "separable": {"a": lambda n, m: (n, 2), "c": lambda n, m: (m, 2)},
+    "relative": {"table": lambda n, m: (5,)},
+    "dense": {"dense": lambda n, m: (n, m)},
+    "prior per key": {"key prior": lambda n, m: (m,)},
+    "prior per pair": {"pair prior": lambda n, m: (n, m)},
+}
+FIRST = -1  # distance of the first entry of the table
+FLOOR = 0.2
+
+
+def distance(i, j):
+    """The entry of the table for a pair: the nearest one to its distance."""
+    return min(max(i - j - FIRST, 0), 4)
+
+
+@dataclass
+class Biased(Ragged):
+    """Sequences with biases of some kinds; those of pairs are constants unless they are to be learnt."""
+
+    kinds: tuple[str, ...] = ()
+    learnt: bool = True
+    part_heads: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        draw = torch.Generator().manual_seed(self.seed + 7)
+        sizes = list(zip(self.queries, self.key_lengths, strict=True))
+        for kind in self.kinds:
+            for name, size in PARTS[kind].items():
+                each = [(0, 0)] if name == "table" else sizes
+                numbers = [
+                    torch.randn(self.part_heads, *size(n, m), generator=draw, dtype=torch.float64)
+                    for n, m in each
+                ]
+                if "prior" in name:
+                    numbers = [x.abs() for x in numbers]
+                grows = self.learnt or kind in ("key", "separable", "prior per key")
+                self.leaves[name] = [x.to(self.dtype).requires_grad_(grows) for x in numbers]
+
+    def all_leaves(self):
+        return [leaf for leaf in super().all_leaves() if leaf.requires_grad]
+
+    def added(self, b):
+        n, m = self.queries[b], self.key_lengths[b]
+        total = torch.zeros(self.part_heads, n, m, dtype=torch.float64)
+        part = {
+            name: (leaves[0] if name == "table" else leaves[b]).double()
+            for name, leaves in self.leaves.items()
+        }
+        if "key" in self.kinds:
+            total = total + part["key"][:, None]
+        if "separable" in self.kinds:
+            for r in range(2):
+                total = total + part["a"][:, :, None, r] * part["c"][:, None, :, r]
+        if "relative" in self.kinds:
+            entries = torch.tensor([[distance(i, j) for j in range(m)] for i in range(n)], dtype=torch.int64)
+            total = total + part["table"][:, entries.view(n, m)]
+        if "dense" in self.kinds:
+            total = total + part["dense"]
+        if "prior per key" in self.kinds:
+            total = total + torch.where(part["key prior"] < FLOOR, FLOOR, part["key prior"]).log()[:, None]
+        if "prior per pair" in self.kinds:
+            total = total + torch.where(part["pair prior"] < FLOOR, FLOOR, part["pair prior"]).log()
+        return total
