@@ -83,6 +83,10 @@ class Routing(Pattern):
     ``attend(x, x, v, pattern=Routing(c, w, mode="expert", allow_leak=True).bind(router, x), causal=True, scale=1)``
     comes nearest to it.
 
+    The fit loop of the package moves the centroids and adds the commitment. A loop of one's own calls
+    ``seqattn.attention.router.update_routers(model)`` after each step of the optimiser, and adds
+    ``commitment_loss(model)`` of that module to the sum of its losses before the gradient.
+
     References
     ----------
     Roy et al. (2020), Efficient content-based sparse attention with routing transformers, section 4.

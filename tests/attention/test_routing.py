@@ -286,6 +286,13 @@ def test_commitment_is_the_squared_distance_from_the_centroids_and_moves_the_que
     assert commitment_loss(router()) == 0
 
 
+def test_lower_precision_around_a_router_does_not_move_labels():
+    found, q = router(clusters=3).float().eval(), draw(2000, 2, 4).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = found(q)
+    assert torch.equal(lower, found(q))
+
+
 def test_lloyd_finds_clusters_that_lie_apart_and_its_state_is_saved():
     torch.manual_seed(0)
     centres = torch.eye(4).double()[:, None].expand(4, 2, 4)
