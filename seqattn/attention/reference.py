@@ -37,7 +37,7 @@ class Reference(Kernel):
 def _run_packed(problem: Problem, layout: Layout, key_layout: Layout) -> Attention:
     n, m = layout.lengths.tolist(), key_layout.lengths.tolist()
     bias = problem.k.new_zeros(len(problem.k), 1) if problem.bias is None else problem.bias.values
-    first = layout.offsets.tolist()[:-1]
+    first = zip(layout.offsets.tolist()[:-1], key_layout.offsets.tolist()[:-1], strict=True)
     tensors = (problem.q.split(n), problem.k.split(m), problem.v.split(m), bias.split(m))
     parts = [
         _one(problem, start, *(x.transpose(0, 1) for x in part))
@@ -58,7 +58,7 @@ def _run_padded(problem: Problem) -> Attention:
         bias = problem.k.new_zeros(1, m[b]) if problem.bias is None else problem.bias.values[b, :, : m[b]]
         mask = None if problem.key_mask is None else problem.key_mask[b, : m[b]]
         tensors = problem.q[b, :, : n[b]], problem.k[b, :, : m[b]], problem.v[b, :, : m[b]]
-        output, lse, weight = _one(problem, b * size[0], *tensors, bias, mask)
+        output, lse, weight = _one(problem, (b * size[0], b * size[1]), *tensors, bias, mask)
         outputs.append(_grow(output, size[0], output.shape[-1]))
         sums.append(F.pad(lse, (0, size[0] - n[b]), value=-torch.inf))
         weights.append(_grow(weight, *size))
@@ -66,13 +66,20 @@ def _run_padded(problem: Problem) -> Attention:
 
 
 def _one(
-    problem: Problem, first: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = None
+    problem: Problem,
+    first: tuple[int, int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, lse and weights of one sequence ``[heads, length, dim]``; ``first`` numbers its first token."""
+    """Return output, lse and weights of one sequence ``[heads, length, dim]``; ``first`` numbers its first tokens."""
     q, k, v, bias = (x.to(statistic_dtype(q)) for x in (q, k, v, bias))
     i = torch.arange(q.shape[1], device=q.device)[:, None]
     j = torch.arange(k.shape[1], device=q.device)[None, :]
-    pattern = problem.pattern.of(slice(first, first + q.shape[1]))
+    pattern = problem.pattern.of(slice(first[0], first[0] + q.shape[1]))
+    pattern = pattern.of_keys(slice(first[1], first[1] + k.shape[1]))
     visible = pattern.visible(i, j, k.shape[1]) & (bias != -torch.inf)[:, None, :]
     if problem.causal:
         visible = visible & (j <= i + (k.shape[1] - q.shape[1]))
