@@ -14,6 +14,7 @@ from seqattn.attention.arrivals import NewTokens
 from seqattn.attention.biases import Bias
 from seqattn.attention.check import centre_bias, check_call, stream_refusals
 from seqattn.attention.experts import ExpertChoice
+from seqattn.attention.groups import Groups
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
@@ -27,7 +28,7 @@ from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
 
 KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel for kernel in (Fused(), Plain(), Window(), ExpertChoice(), Reference())
+    kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Groups(), ExpertChoice(), Reference())
 }
 
 
@@ -152,7 +153,7 @@ def backends() -> dict[str, Capability]:
     Examples
     --------
     >>> sorted(backends())
-    ['experts', 'plain', 'reference', 'sdpa', 'window']
+    ['experts', 'groups', 'plain', 'reference', 'sdpa', 'window']
     """
     return {name: kernel.capability for name, kernel in KERNELS.items()}
 

@@ -13,6 +13,7 @@ from seqattn.attention.kernel import NEEDS, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
+from seqattn.attention.patterns import Segments
 from seqattn.attention.terms import Terms
 from seqattn.errors import ParameterError, suggest
 
@@ -55,6 +56,8 @@ def check_call(
     if bias is not None:
         _check_bias(bias, q, k, layout, key_layout)
     pattern = pattern.fit([q.shape[0], q.shape[2]] if layout is None else [q.shape[0]], q.shape[1])
+    cross = cross or pattern.is_keyed
+    _check_key_labels(pattern, k, q.shape[1])
     scale = _check_numbers(scale, dropout, need, q.shape[-1])
     for name, wanted, can in (("causal=True", causal, pattern.causal), ("other keys", cross, pattern.cross)):
         if wanted and not can:
@@ -218,6 +221,17 @@ def _check_bias(bias: Bias, q: Tensor, k: Tensor, layout: Layout | None, key_lay
         tokens = (q.shape[0], k.shape[0])
         sizes = Sizes(len(layout), q.shape[1], layout.max_len, key_layout.max_len, tokens, k.device)
     bias.check(sizes)
+
+
+def _check_key_labels(pattern: Pattern, k: Tensor, heads: int) -> None:
+    """Check that labels of keys, one after the other, are as many as the keys."""
+    labels = pattern.key_labels if isinstance(pattern, Segments) else None
+    tokens = k.shape[0] if k.dim() == 3 else k.shape[0] * k.shape[2]
+    if labels is not None and tuple(labels.shape) not in ((tokens,), (tokens, heads)):
+        raise ParameterError(
+            f"The key_labels of Segments must be one per key, or per key and head, of {tokens} keys and {heads} heads, "
+            f"got {list(labels.shape)} after joining batch and length."
+        )
 
 
 def _check_numbers(scale: float | None, dropout: float, need: str, dim: int) -> float:

@@ -28,7 +28,8 @@ class Pattern(Rule):
     :meth:`runs`, and what it can promise: ``causal`` (outputs of a prefix do not change when the sequence grows) and
     ``cross`` (queries and keys may be different sequences). ``has_labels`` says that it was made for one batch,
     ``by_head`` that heads differ, ``is_mask`` that the output is one softmax over the visible keys, and ``is_alone``
-    that it cannot be joined with others by ``|`` and ``&``. ``advice`` ends the refusal of what it cannot promise.
+    that it cannot be joined with others by ``|`` and ``&``, and ``is_keyed`` that keys have labels of their own.
+    ``advice`` ends the refusal of what it cannot promise.
     """
 
     name = ""
@@ -38,6 +39,7 @@ class Pattern(Rule):
     by_head = False
     is_mask = True
     is_alone = False
+    is_keyed = False
     advice = "Choose another pattern."
 
     @abstractmethod
@@ -138,6 +140,16 @@ class Pattern(Rule):
         """
         return self
 
+    def of_keys(self, tokens: slice) -> Pattern:
+        """Return the pattern for some of the keys; only labels of keys depend on that.
+
+        Parameters
+        ----------
+        tokens
+            Their numbers.
+        """
+        return self
+
     def __or__(self, other: Pattern) -> Pattern:
         """Return the union: a key is visible if either pattern shows it."""
         return Union(self, other)
@@ -163,7 +175,13 @@ class Pair(Pattern):
                 raise ParameterError(
                     f"{part.name!r} cannot be joined by | or &. Give it heads of its own with HeadMix."
                 )
-        for name, join in (("causal", all), ("cross", all), ("has_labels", any), ("by_head", any)):
+        for name, join in (
+            ("causal", all),
+            ("cross", all),
+            ("has_labels", any),
+            ("by_head", any),
+            ("is_keyed", any),
+        ):
             both = (getattr(self.first, name), getattr(self.second, name))
             object.__setattr__(self, name, join(both))
 
@@ -179,6 +197,9 @@ class Pair(Pattern):
 
     def of(self, tokens: Tensor | slice) -> Pattern:
         return replace(self, first=self.first.of(tokens), second=self.second.of(tokens))
+
+    def of_keys(self, tokens: slice) -> Pattern:
+        return replace(self, first=self.first.of_keys(tokens), second=self.second.of_keys(tokens))
 
 
 @dataclass(frozen=True)
@@ -313,7 +334,7 @@ class HeadMix(Pattern):
                 f"HeadMix needs pairs of a number of heads, 1 or more, and a pattern, got {self.parts!r}."
             )
         kinds = [pattern for _, pattern in self.parts]
-        for name, join in (("causal", all), ("cross", all), ("has_labels", any)):
+        for name, join in (("causal", all), ("cross", all), ("has_labels", any), ("is_keyed", any)):
             object.__setattr__(self, name, join(getattr(kind, name) for kind in kinds))
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:

@@ -310,11 +310,14 @@ class Segments(Pattern):
         and head, ``[tokens, heads]`` or ``[batch, length, heads]``.
     window
         Of the tokens with its label a query sees so many before and after it; ``None`` for all.
+    key_labels
+        Labels of the keys where they are other sequences than the queries, or have labels of their own; as ``labels``.
+        There is then no window and no causal form.
 
     Raises
     ------
     ParameterError
-        The labels are no whole numbers, or the window is negative.
+        The labels are no whole numbers, the window is negative, or keys with labels of their own have a window.
 
     Examples
     --------
@@ -326,19 +329,38 @@ class Segments(Pattern):
 
     labels: Shaped[Tensor, "..."]
     window: int | None = None
+    key_labels: Shaped[Tensor, "..."] | None = None
 
     name = "segments"
-    cross = False
     has_labels = True
 
     def __post_init__(self) -> None:
         check_labels("Segments", self.labels)
         if self.window is not None:
             _check_count("Segments", "window", self.window)
+        is_keyed = self.key_labels is not None
+        if self.key_labels is not None:
+            check_labels("Segments", self.key_labels)
+            if self.window is not None or self.key_labels.dim() != self.labels.dim():
+                raise ParameterError(
+                    "Segments with key_labels has no window, and as many axes of both labels, got window="
+                    f"{self.window}, labels {list(self.labels.shape)} and key_labels {list(self.key_labels.shape)}."
+                )
         # Padded labels look alike until fit() has made them one after the other.
-        object.__setattr__(self, "by_head", self.labels.dim() == 2)
+        shown = {
+            "by_head": self.labels.dim() == 2,
+            "cross": is_keyed,
+            "is_keyed": is_keyed,
+            "causal": not is_keyed,
+        }
+        for name, value in shown.items():
+            object.__setattr__(self, name, value)
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
+        if self.key_labels is not None:
+            i, j = torch.broadcast_tensors(torch.as_tensor(i), torch.as_tensor(j))
+            same = self.labels[i] == self.key_labels[j]
+            return same.movedim(-1, 0) if self.labels.dim() == 2 else same
         labels = self.labels.movedim(-1, 0) if self.labels.dim() == 2 else self.labels[None]
         found = [_alike(row[i] == row[j], ranks(row)[i], ranks(row)[j], self.window) for row in labels]
         return found[0] if self.labels.dim() == 1 else torch.stack(found)
@@ -355,10 +377,15 @@ class Segments(Pattern):
         return _Labelled(*next(labels), self.window)
 
     def fit(self, size: Sequence[int], heads: int) -> Segments:
-        return replace(self, labels=fit_labels("Segments", self.labels, size, heads))
+        # Of the keys too in this one step, because both are of one kind before and after it.
+        keys = None if self.key_labels is None else self.key_labels.flatten(0, len(size) - 1)
+        return replace(self, labels=fit_labels("Segments", self.labels, size, heads), key_labels=keys)
 
     def of(self, tokens: Tensor | slice) -> Segments:
         return replace(self, labels=self.labels[tokens])
+
+    def of_keys(self, tokens: slice) -> Segments:
+        return self if self.key_labels is None else replace(self, key_labels=self.key_labels[tokens])
 
     def reach(self, n: int) -> float:
         return n if self.window is None else min(n, 2 * self.window + 1)

@@ -49,7 +49,7 @@ def _run_packed(problem: Problem, layout: Layout, key_layout: Layout) -> Attenti
         queries, keys = slice(first[b], first[b + 1]), slice(first_key[b], first_key[b + 1])
         bias = None if problem.bias is None else _packed_bias(problem.bias, b, queries, keys)
         part = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-        parts.append(_one(problem, first[b], *part, bias))
+        parts.append(_one(problem, (first[b], first_key[b]), *part, bias))
     output = torch.cat([part[0].transpose(0, 1) for part in parts])
     lse = torch.cat([part[1].transpose(0, 1) for part in parts])
     size = (problem.queries, problem.keys)
@@ -65,7 +65,7 @@ def _run_padded(problem: Problem) -> Attention:
         bias = None if problem.bias is None else _padded_bias(problem.bias, b, n[b], m[b])
         mask = None if problem.key_mask is None else problem.key_mask[b, : m[b]]
         tensors = problem.q[b, :, : n[b]], problem.k[b, :, : m[b]], problem.v[b, :, : m[b]]
-        output, lse, weight = _one(problem, b * size[0], *tensors, bias, mask)
+        output, lse, weight = _one(problem, (b * size[0], b * size[1]), *tensors, bias, mask)
         outputs.append(_grow(output, size[0], output.shape[-1]))
         sums.append(F.pad(lse, (0, size[0] - n[b]), value=-torch.inf))
         weights.append(_grow(weight, *size))
@@ -109,18 +109,19 @@ def _terms(
 
 def _one(
     problem: Problem,
-    first: int,
+    first: tuple[int, int],
     q: Tensor,
     k: Tensor,
     v: Tensor,
     bias: list[Tensor] | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, lse and weights of one sequence ``[heads, length, dim]``; ``first`` numbers its first token."""
+    """Return output, lse and weights of one sequence ``[heads, length, dim]``; ``first`` numbers its first tokens."""
     q, k, v, *added = (x.to(statistic_dtype(q)) for x in (q, k, v, *(bias or [])))
     i = torch.arange(q.shape[1], device=q.device)[:, None]
     j = torch.arange(k.shape[1], device=q.device)[None, :]
-    pattern = problem.pattern.of(slice(first, first + q.shape[1]))
+    pattern = problem.pattern.of(slice(first[0], first[0] + q.shape[1]))
+    pattern = pattern.of_keys(slice(first[1], first[1] + k.shape[1]))
     visible = pattern.visible(i, j, k.shape[1])
     visible = visible if visible.dim() == 3 else visible[None]
     for term in added:

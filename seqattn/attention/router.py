@@ -121,7 +121,8 @@ class Router(nn.Module):
 
     def _look(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and labels, and collect the tokens while training."""
-        with torch.no_grad():
+        # In half precision near tokens would change clusters with the shape of the call.
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             points = nn.functional.normalize(q.detach().to(self.centroids.dtype), dim=-1)
             scores = torch.einsum("...hd,hcd->...hc", points, self.centroids)
             labels = scores.argmax(-1)

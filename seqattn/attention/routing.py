@@ -83,6 +83,14 @@ class Routing(Pattern):
     ``attend(x, x, v, pattern=Routing(c, w, mode="expert", allow_leak=True).bind(router, x), causal=True, scale=1)``
     comes nearest to it.
 
+    ``"token"`` works without the commitment. On tokens of 16 topics (``benchmarks/routing_clusters.py``, three seeds)
+    no cluster died and their use stayed as even (entropy 0.90 to 0.99) with factors of 0, 1e-4 and 1e-2; the loss after
+    400 steps was 0.45 to 0.50, 0.43 to 0.47 and 0.40 to 0.44 nats. So 1e-2 is worth a try, and 0 is the default.
+
+    The fit loop of the package moves the centroids and adds the commitment. A loop of one's own calls
+    ``seqattn.attention.router.update_routers(model)`` after each step of the optimiser, and adds
+    ``commitment_loss(model)`` of that module to the sum of its losses before the gradient.
+
     References
     ----------
     Roy et al. (2020), Efficient content-based sparse attention with routing transformers, section 4.

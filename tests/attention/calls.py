@@ -30,9 +30,9 @@ from seqattn.errors import BackendError, ParameterError
 LAYOUTS = ("packed", "padded")
 
 
-def labels(lengths, heads=None):
-    """Return the labels of the oracle for packed sequences."""
-    places = [i for n in lengths for i in range(n)]
+def labels(lengths, heads=None, start=0):
+    """Return the labels of the oracle for packed sequences, whose first tokens have the places ``start``."""
+    places = [start + i for n in lengths for i in range(n)]
     if heads is None:
         return torch.tensor([label(i) for i in places], dtype=torch.int64)
     each = [[head_label(i, h % 2) for h in range(heads)] for i in places]
@@ -57,6 +57,10 @@ PATTERNS = {
     "segments": lambda n, h: Segments(labels(n)),
     "near in segments": lambda n, h: Segments(labels(n), window=2),
     "segments per head": lambda n, h: Segments(labels(n, h), window=4),
+    "common labels": lambda n, h, m=None: Segments(labels(n), key_labels=labels(m or n, start=1)),
+    "common labels per head": lambda n, h, m=None: Segments(
+        labels(n, h), key_labels=labels(m or n, h, start=2)
+    ),
     "sorted chunks": lambda n, h: SortedChunks(labels(n), 4),
     "sorted chunks per head": lambda n, h: SortedChunks(labels(n, h), 3),
     "local or dilated": lambda n, h: Local(2) | Dilated(2, 1, dilation=3),
@@ -72,16 +76,21 @@ PATTERNS = {
 
 def pattern_for(batch, name, layout="packed"):
     """Return a pattern of the oracle for a batch; labels are padded where the batch is."""
+    sizes = [batch.queries, batch.heads, *([batch.key_lengths] if name.startswith("common") else [])]
     if layout == "packed":
-        return PATTERNS[name](batch.queries, batch.heads)
-    size = max(batch.queries, default=0)
-    flat = PATTERNS[name]([size] * len(batch.queries), batch.heads)
-    return _in_rows(flat, len(batch.queries), size)
+        return PATTERNS[name](*sizes)
+    rows = len(batch.queries)
+    sizes = [size if isinstance(size, int) else [max(size, default=0)] * rows for size in sizes]
+    return _in_rows(PATTERNS[name](*sizes), rows, *(size[0] if rows else 0 for size in sizes[::2]))
 
 
-def _in_rows(pattern, rows, size):
+def _in_rows(pattern, rows, size, key_size=0):
     if isinstance(pattern, Segments | SortedChunks):
-        return replace(pattern, labels=pattern.labels.view(rows, size, *pattern.labels.shape[1:]))
+        wide = pattern.labels.view(rows, size, *pattern.labels.shape[1:])
+        if isinstance(pattern, SortedChunks) or pattern.key_labels is None:
+            return replace(pattern, labels=wide)
+        keys = pattern.key_labels.view(rows, key_size, *pattern.labels.shape[1:])
+        return replace(pattern, labels=wide, key_labels=keys)
     if isinstance(pattern, Pair):
         first, second = (_in_rows(part, rows, size) for part in (pattern.first, pattern.second))
         return replace(pattern, first=first, second=second)
@@ -120,6 +129,9 @@ class Way(NamedTuple):
         return bool(wrong)
 
 
+# Dense, of keys with labels of their own, and those that take long.
+UNTILED = {"dense", "wide", "wide and prefix", "wide neighborhood", "common labels", "common labels per head"}
+
 # Every kernel is named here with every kind of pattern that it computes.
 WAYS = (
     Way("plain", "dense"),
@@ -133,9 +145,11 @@ WAYS = (
             "local and prefix",
             "neighborhood",
             "segments per head",
+            "common labels per head",
         )
     ),
-    *(Way("window", pattern) for pattern in VISIBLE if pattern != "dense" and not pattern.startswith("wide")),
+    *(Way("groups", pattern) for pattern in ("common labels", "common labels per head")),
+    *(Way("window", pattern) for pattern in VISIBLE if pattern not in UNTILED),
 )
 
 CAUSAL_WAYS = tuple(way for way in WAYS if PATTERNS[way.pattern]([1], 1).causal)

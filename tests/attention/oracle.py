@@ -6,6 +6,7 @@ Nothing here is shared with the kernels: what a query may see is written down ag
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -36,10 +37,16 @@ def nearest(i, j, n, size):
     return first <= j < first + size
 
 
-def ahead(i, j, n, of, size):
-    """How many chunks j stands after i when n tokens are sorted by label."""
-    order = sorted(range(n), key=of)
-    return order.index(j) // size - order.index(i) // size
+@cache
+def sorted_ranks(n, h=None):
+    """The places of n tokens when they are sorted by label, or by the label of a head."""
+    order = sorted(range(n), key=label if h is None else lambda i: head_label(i, h))
+    return {token: place for place, token in enumerate(order)}
+
+
+def ahead(i, j, ranks, size):
+    """How many chunks of sorted tokens j stands after i."""
+    return ranks[j] // size - ranks[i] // size
 
 
 # Who sees whom in a sequence of n tokens and a head h, apart from causality and holes. A new pattern is tested by being
@@ -61,8 +68,10 @@ VISIBLE = {
     "segments": lambda i, j, n, h: label(i) == label(j),
     "near in segments": lambda i, j, n, h: near(i, j, label, 2),
     "segments per head": lambda i, j, n, h: near(i, j, lambda x: head_label(x, h % 2), 4),
-    "sorted chunks": lambda i, j, n, h: ahead(i, j, n, label, 4) in (0, 1),
-    "sorted chunks per head": lambda i, j, n, h: ahead(i, j, n, lambda x: head_label(x, h % 2), 3) in (0, 1),
+    "common labels": lambda i, j, n, h: label(i) == label(j + 1),
+    "common labels per head": lambda i, j, n, h: head_label(i, h % 2) == head_label(j + 2, h % 2),
+    "sorted chunks": lambda i, j, n, h: ahead(i, j, sorted_ranks(n), 4) in (0, 1),
+    "sorted chunks per head": lambda i, j, n, h: ahead(i, j, sorted_ranks(n, h % 2), 3) in (0, 1),
     "local or dilated": lambda i, j, n, h: i - 2 <= j <= i or ((i - j) % 3 == 0 and -6 <= j - i <= 3),
     "segments or prefix": lambda i, j, n, h: near(i, j, lambda x: head_label(x, h % 2), 1) or j < 2,
     "two prefixes": lambda i, j, n, h: j < 3,

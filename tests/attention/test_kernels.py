@@ -17,10 +17,10 @@ from attention.calls import (
 )
 from attention.oracle import VISIBLE, Ragged
 
-from seqattn.attention import KeyBias, Layout, attend, backends
+from seqattn.attention import KeyBias, Layout, Local, Segments, attend, backends
 from seqattn.attention.named import PATTERNS as NAMED
 from seqattn.attention.pattern import Pattern
-from seqattn.errors import BackendError
+from seqattn.errors import BackendError, ParameterError
 
 # Sums of up to a few hundred terms of size one, in float64.
 TOLERANCE = 1e-10
@@ -310,3 +310,28 @@ def test_the_plain_kernel_has_a_second_derivative():
         return attend(q, k, v, bias=KeyBias(bias[..., 0]), layout=layout, causal=True, kernel="plain").output
 
     assert torch.autograd.gradgradcheck(output, tensors)
+
+
+def test_labels_of_keys_that_do_not_fit_are_refused():
+    q, k = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4)
+    one = torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(ParameterError, match=r"one per key, or per key and head, of 5 keys .*got \[3\]"):
+        attend(q, k, k, pattern=Segments(one, key_labels=one))
+    with pytest.raises(ParameterError, match="'segments' has no meaning with other keys"):
+        attend(q, k, k, pattern=Segments(one))
+    with pytest.raises(ParameterError, match="Segments with key_labels has no window"):
+        Segments(one, window=2, key_labels=one)
+    with pytest.raises(ParameterError, match="'segments' has no meaning with causal=True"):
+        attend(q, q, q, pattern=Segments(one, key_labels=one), causal=True)
+    each = torch.zeros(1, 3, 2, dtype=torch.int64)
+    found = attend(q, k, k, pattern=Segments(one, key_labels=torch.ones(1, 5, dtype=torch.int64)))
+    assert (found.output == 0).all()  # no label in common
+    with pytest.raises(ParameterError, match="as many axes of both labels"):
+        Segments(each, key_labels=one)
+
+
+def test_common_labels_are_taken_by_their_kernel_and_joined_ones_by_the_reference():
+    q, k = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4)
+    pattern = Segments(torch.zeros(1, 3, dtype=torch.int64), key_labels=torch.zeros(1, 5, dtype=torch.int64))
+    assert attend(q, k, k, pattern=pattern).stats["kernel"] == "groups"
+    assert attend(q, k, k, pattern=pattern & Local(2, 2)).stats["kernel"] == "reference"

@@ -239,20 +239,21 @@ def test_random_clusters_have_the_shares_of_the_true_ones_and_know_places_only()
     "pattern",
     [
         Routing(3, window=4, mode="random"),
-        HeadMix(((1, Local(3)), (1, Routing(3, window=4)))),
+        HeadMix(((1, Local(3)), (2, Routing(3, window=4)), (3, Routing(4, window=2)))),
         HeadMix(((1, Routing(3, window=4, mode="random") | Local(1)), (1, Routing(2, window=9) | Prefix(1)))),
     ],
     ids=str,
 )
 def test_a_routed_encoder_streams_what_the_whole_sequence_gives(pattern):
     torch.manual_seed(0)
-    encoder = Encoder(8, 2, 2, dropout=0.0, pattern=pattern).double()
-    x = draw(2, 30, 8)
+    heads = sum(count for count, _ in pattern.parts) if isinstance(pattern, HeadMix) else 2
+    encoder = Encoder(4 * heads, heads, 2, dropout=0.0, pattern=pattern).double()
+    x = draw(2, 30, 4 * heads)
     encoder(x.flatten(0, 1), Layout.of([30, 30]), causal=True)
     update_routers(encoder)
     encoder.eval()
     with torch.no_grad():
-        whole = encoder(x.flatten(0, 1), Layout.of([30, 30]), causal=True).view(2, 30, 8)
+        whole = encoder(x.flatten(0, 1), Layout.of([30, 30]), causal=True).view(x.shape)
         assert (encoder(x[1, :17], Layout.of([17]), causal=True) - whole[1, :17]).abs().max() < 1e-12
         states, start = encoder.start(), 0
         for size in (1, 7, 1, 1, 15, 5):
@@ -284,6 +285,13 @@ def test_commitment_is_the_squared_distance_from_the_centroids_and_moves_the_que
     found.eval()(q)
     assert commitment_loss(found) == 0
     assert commitment_loss(router()) == 0
+
+
+def test_lower_precision_around_a_router_does_not_move_labels():
+    found, q = router(clusters=3).float().eval(), draw(2000, 2, 4).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = found(q)
+    assert torch.equal(lower, found(q))
 
 
 def test_lloyd_finds_clusters_that_lie_apart_and_its_state_is_saved():
