@@ -20,6 +20,10 @@ class Reference(Kernel):
     name = "reference"
     capability = Capability(biases=("key",), needs=NEEDS, dropout=True)
 
+    def limits(self, problem: Problem) -> list[str]:
+        """Return whether the weights are too many to be kept."""
+        return problem.unkept()
+
     def cost(self, problem: Problem) -> float:
         """Return the time of a Python loop over the sequences."""
         pairs = problem.batch * problem.heads * problem.queries * problem.keys
