@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from seqattn.attention.band import WeightBand
 from seqattn.attention.biases import DenseBias, KeyBias, LogPrior, Relative, Separable
 from seqattn.attention.call import attend, backends, explain
 from seqattn.attention.context import ContextKeys
@@ -11,6 +12,15 @@ from seqattn.attention.layout import Layout
 from seqattn.attention.mix import Mix
 from seqattn.attention.pattern import HeadMix
 from seqattn.attention.patterns import Blocked, Dense, Dilated, Local, Neighborhood, Prefix, Segments
+from seqattn.attention.reducers import (
+    Entropy,
+    LagHistogram,
+    MeanLag,
+    ReceivedMass,
+    Reducer,
+    TypeInfluence,
+    WeightBlock,
+)
 from seqattn.attention.router import Router
 from seqattn.attention.routing import Routing
 from seqattn.attention.sorted import SortedChunks
@@ -23,22 +33,30 @@ __all__ = [
     "Dense",
     "DenseBias",
     "Dilated",
+    "Entropy",
     "Experts",
     "HeadMix",
     "KeyBias",
     "KeyValueState",
+    "LagHistogram",
     "Layout",
     "Local",
     "LogPrior",
+    "MeanLag",
     "Mix",
     "Neighborhood",
     "Prefix",
+    "ReceivedMass",
+    "Reducer",
     "Relative",
     "Router",
     "Routing",
     "Segments",
     "Separable",
     "SortedChunks",
+    "TypeInfluence",
+    "WeightBand",
+    "WeightBlock",
     "attend",
     "backends",
     "explain",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,11 +21,16 @@ from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import HeadMix, Pattern
 from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
+from seqattn.attention.reducers import Reducer, WeightBlock
 from seqattn.attention.reference import Reference
 from seqattn.attention.sdpa import Fused
 from seqattn.attention.state import KeyValueState
+from seqattn.attention.weighing import weighed
 from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
+
+Reduce = Reducer | Callable[[WeightBlock], Tensor]
+"""What ``reduce=`` accepts, or a list of it."""
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Groups(), ExpertChoice(), Reference())
@@ -48,6 +53,8 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
     need: str = "output",
+    rows: Int[Tensor, "..."] | None = None,
+    reduce: Reduce | Sequence[Reduce] | None = None,
     state: KeyValueState | None = None,
     kernel: str = "auto",
 ) -> Attention:
@@ -85,7 +92,17 @@ def attend(
     dropout
         Share of weights that are dropped, from 0 to below 1; pass 0 outside training. Leaves the fused kernel.
     need
-        ``"output"``, ``"lse"`` or ``"weights"``: what is returned besides the output, which does not change.
+        What is returned besides the output, which does not change: ``"output"`` for nothing, ``"lse"`` for log-sums,
+        ``"weights"`` for all weights, or ``"band"`` for the weights of the keys that each query sees, side by side,
+        which for a window is linear in the length.
+    rows
+        Also the weights of these queries: packed ``[rows]`` with numbers of tokens, padded ``[rows]`` or
+        ``[batch, rows]`` with places in the sequences.
+    reduce
+        Also what a reducer makes of all weights, which it gets block by block, so that they never exist together:
+        :class:`TypeInfluence`, :class:`LagHistogram`, :class:`MeanLag`, :class:`Entropy`, :class:`ReceivedMass`, one of
+        your own, a function from :class:`WeightBlock` to a tensor that is summed over the blocks, or a list of these,
+        which take one pass together.
     state
         Padded causal self-attention without gradients: q, k and v are the new tokens of sequences whose earlier ones
         the state holds. The queries see those too, and the state takes the new ones up.
@@ -94,9 +111,9 @@ def attend(
 
     Returns
     -------
-    Output and, on request, ``lse`` or ``weights``; see :class:`Attention`. Rows without a visible key, and padded
-    rows, are 0 and pass no gradient. With ``state`` the outputs of the new tokens, equal to the last rows of a call
-    with the whole sequences.
+    Output and, on request, ``lse``, ``weights``, ``band`` or ``reduced``; see :class:`Attention`. Rows without a
+    visible key, and padded rows, are 0 and pass no gradient. With ``state`` the outputs of the new tokens, equal to
+    the last rows of a call with the whole sequences.
 
     Raises
     ------
@@ -110,6 +127,9 @@ def attend(
     What lies in padding, NaN included, reaches no output and no gradient. On the CPU a row that sees NaN is NaN, and
     rows that do not see it are as if it were 0. Gradients of ``lse`` need
     ``kernel="plain"`` or ``"reference"``; ``"auto"`` takes care of it. The fused kernel has no second derivative.
+
+    ``need="band"``, ``rows`` and ``reduce`` run the kernel of the output and then form the weights anew, as
+    exp(score - lse). They refuse dropout, and have no gradient; ``need="weights"`` of dense attention has one.
 
     Dropout on the weights is 2 to 12 times slower forward and 1.4 to 6 times forward and backward (CPU, 50 tokens
     or more), and its memory grows with the square of the length.
@@ -141,10 +161,13 @@ def attend(
         scale,
         dropout,
         need,
+        rows,
+        reduce,
     )
     if state is not None:
         return _stream(problem, state, kernel)
-    return _solve(problem, kernel)
+    result = _solve(problem, kernel)
+    return result if problem.look is None else weighed(problem, result)
 
 
 def backends() -> dict[str, Capability]:
@@ -211,6 +234,8 @@ def explain(
     scale: float | None = None,
     dropout: float = 0.0,
     need: str = "output",
+    rows: Int[Tensor, "..."] | None = None,
+    reduce: Reduce | Sequence[Reduce] | None = None,
     state: KeyValueState | None = None,
     kernel: str = "auto",
     training: bool | None = None,
@@ -221,7 +246,9 @@ def explain(
     ----------
     q, k, v
         As for :func:`attend`, or their shapes; float32 on the CPU is then assumed.
-    pattern, causal, bias, lengths, layout, key_lengths, key_layout, key_mask, scale, dropout, need, state, kernel
+    pattern, causal, bias, lengths, layout, key_lengths, key_layout, key_mask, scale, dropout
+        As for :func:`attend`.
+    need, rows, reduce, state, kernel
         As for :func:`attend`.
     training
         Whether gradients are wanted; ``None`` looks at the tensors.
@@ -256,6 +283,8 @@ def explain(
         scale,
         dropout,
         need,
+        rows,
+        reduce,
     )
     if training is not None:
         problem = replace(problem, training=training)
@@ -320,6 +349,8 @@ def _solve(problem: Problem, kernel: str) -> Attention:
 
 def _run(problem: Problem, kernel: Kernel) -> Attention:
     """Return the result of a kernel, with what is not finite kept to the rows that see it."""
+    if problem.look is not None and problem.need == "output":
+        problem = replace(problem, need="lse")
     result = kernel.run(problem)
     return isolate(problem, kernel, result) if result.stats["finite"] is False else result
 

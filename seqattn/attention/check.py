@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seqattn.attention.biases import Bias, KeyBias, Sizes
-from seqattn.attention.kernel import NEEDS, Problem
+from seqattn.attention.kernel import MAX_WEIGHTS, NEEDS, Look, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.patterns import Segments
+from seqattn.attention.reducers import Reducer, Summed, WeightBlock
 from seqattn.attention.terms import Terms
 from seqattn.errors import ParameterError, suggest
 
@@ -33,6 +36,8 @@ def check_call(
     scale: float | None,
     dropout: float,
     need: str,
+    rows: Tensor | None = None,
+    reduce: Any = None,
 ) -> Problem:
     """Return the checked call; the arguments are those of :func:`seqattn.attention.attend`.
 
@@ -64,7 +69,7 @@ def check_call(
             raise ParameterError(f"Pattern {pattern.name!r} has no meaning with {name}. {pattern.advice}")
     tensors = (q, k, v) if bias is None else (q, k, v, *bias.tensors())
     training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return Problem(
+    problem = Problem(
         q,
         k,
         v,
@@ -78,11 +83,59 @@ def check_call(
         key_mask,
         scale,
         float(dropout),
-        need,
+        "output" if need == "band" else need,
         aligned,
         cross,
         training,
     )
+    problem.look = _look(problem, need, rows, reduce)
+    return problem
+
+
+def _look(
+    problem: Problem,
+    need: str,
+    rows: Tensor | None,
+    reduce: Reducer | Callable[[WeightBlock], Tensor] | Sequence[Any] | None,
+) -> Look | None:
+    """Return what a second look at the weights is to give, or ``None`` for nothing."""
+    if need != "band" and rows is None and reduce is None:
+        return None
+    if problem.dropout > 0:
+        raise ParameterError(
+            f"need='band', rows= and reduce= do not go with dropout={problem.dropout}: the weights are not those that "
+            "mix the values then. Pass dropout=0."
+        )
+    if rows is not None:
+        _check_rows(problem, rows)
+    given = tuple(reduce) if isinstance(reduce, Sequence) else () if reduce is None else (reduce,)
+    for one in given:
+        if not callable(one) and not isinstance(one, Reducer):
+            raise TypeError(f"reduce must be a Reducer, a function, or a list of such, got {one!r}.")
+    reducers = tuple(one if isinstance(one, Reducer) else Summed(one) for one in given)
+    return Look(need == "band", rows, reducers, isinstance(reduce, Sequence))
+
+
+def _check_rows(problem: Problem, rows: Tensor) -> None:
+    if problem.need == "weights":
+        raise ParameterError("rows= does not go with need='weights', which gives the weights of all queries.")
+    packed = problem.layout is not None
+    shapes = ["[rows]"] if packed else ["[rows]", f"[{problem.batch}, rows]"]
+    size = problem.q.shape[0] if packed else problem.queries
+    fits = rows.dim() == 1 or (not packed and rows.dim() == 2 and rows.shape[0] == problem.batch)
+    if not fits or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise ParameterError(
+            f"rows must be whole numbers of shape {' or '.join(shapes)}, got {rows.dtype} of shape {list(rows.shape)}."
+        )
+    if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < size:
+        raise ParameterError(
+            f"rows must lie between 0 and {size - 1}, got {int(rows.min())} to {int(rows.max())}."
+        )
+    count = rows.shape[-1] * (1 if packed else problem.batch) * problem.heads * problem.keys
+    if count > MAX_WEIGHTS:
+        raise ParameterError(
+            f"rows asks for {count} weights, more than {MAX_WEIGHTS}. Ask for fewer rows at a time, or for reduce=."
+        )
 
 
 def stream_refusals(problem: Problem, kernel: str) -> list[str]:
@@ -99,6 +152,7 @@ def stream_refusals(problem: Problem, kernel: str) -> list[str]:
         and problem.bias.dense is not None,
         f"{problem.q.dtype} is not supported": problem.q.dtype not in (torch.float32, torch.float64),
         f"need={problem.need!r} is not supported": problem.need != "output",
+        "need='band', rows= and reduce= are not supported": problem.look is not None,
         "dropout > 0 is not supported": problem.dropout > 0,
         f"kernel={kernel!r} cannot be chosen, states have their own computation": kernel != "auto",
         "there are no gradients through a state, use torch.no_grad()": problem.training,
@@ -242,7 +296,8 @@ def _check_numbers(scale: float | None, dropout: float, need: str, dim: int) -> 
         raise ParameterError(f"scale must be above 0 and finite, got {scale!r}.")
     if not 0 <= dropout < 1:
         raise ParameterError(f"dropout must be from 0 to below 1, got {dropout!r}.")
-    if need not in NEEDS:
-        known = ", ".join(repr(one) for one in NEEDS)
-        raise ParameterError(f"need must be one of {known}, got {need!r}.{suggest(need, NEEDS)}")
+    needs = (*NEEDS, "band")
+    if need not in needs:
+        known = ", ".join(repr(one) for one in needs)
+        raise ParameterError(f"need must be one of {known}, got {need!r}.{suggest(need, needs)}")
     return float(scale)

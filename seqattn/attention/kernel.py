@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seqattn.attention.band import WeightBand
 from seqattn.attention.layout import Layout, Plan
 from seqattn.attention.pattern import Pattern
+from seqattn.attention.reducers import Reducer
 from seqattn.attention.state import KeyValueState
 from seqattn.attention.terms import Terms
 
@@ -31,10 +33,12 @@ class Attention:
         padded rows, are 0.
     weights
         With ``need="weights"``: ``[batch, heads, queries, keys]``, for packed input padded to the longest sequences.
-        Each row sums to 1, or to 0 where the row sees no key.
+        Each row sums to 1, or to 0 where the row sees no key. With ``rows=``: of these queries only,
+        ``[batch, heads, rows, keys]`` or packed ``[rows, heads, keys]``, without a gradient.
     lse
-        With ``need="lse"`` or ``"weights"``: logarithm of the sum of exponentials of the scores of each row,
-        ``[batch, heads, queries]`` or packed ``[tokens, heads]``; ``-inf`` where the row sees no key.
+        With ``need="lse"`` or ``"weights"``, and without a gradient with ``"band"``, ``rows=`` or ``reduce=``:
+        logarithm of the sum of exponentials of the scores of each row, ``[batch, heads, queries]`` or packed
+        ``[tokens, heads]``; ``-inf`` where the row sees no key.
     stats
         ``kernel``: name of the kernel that ran. ``finite``: whether all inputs were finite, padding aside; ``None``
         where nobody looked (on a GPU it would stall the queue). ``parts``: the same of each part of a ``HeadMix``.
@@ -42,13 +46,35 @@ class Attention:
         how many on average.
     state
         With ``state=``: that same object, which now holds the new tokens too.
+    band
+        With ``need="band"``: the weights of the keys that each query sees, without a gradient.
+    reduced
+        With ``reduce=``: what the reducer made of the weights; a tuple, if there were several.
     """
 
     output: Float[Tensor, "..."]
-    weights: Float[Tensor, "batch heads queries keys"] | None = None
+    weights: Float[Tensor, "..."] | None = None
     lse: Float[Tensor, "..."] | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
     state: KeyValueState | None = None
+    band: WeightBand | None = None
+    reduced: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a second look at a call's weights is to give, besides what its kernel gives."""
+
+    band: bool
+    rows: Tensor | None
+    reducers: tuple[Reducer, ...]
+    several: bool
+
+    def words(self) -> list[str]:
+        """Return what is asked for in words."""
+        parts = ["need 'band'"] * self.band
+        parts += [] if self.rows is None else [f"weights of {self.rows.shape[-1]} rows"]
+        return parts + [f"reduce {type(reducer).__name__}" for reducer in self.reducers]
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +103,7 @@ class Problem:
     aligned: bool
     cross: bool
     training: bool
+    look: Look | None = None
 
     @property
     def heads(self) -> int:
@@ -116,7 +143,19 @@ class Problem:
         parts += [] if self.bias is None else [f"bias {' + '.join(map(repr, self.bias.kinds))}"]
         parts += [] if self.key_mask is None else ["key_mask"]
         parts += [f"dropout {self.dropout}"] * (self.dropout > 0)
-        return ", ".join([*parts, f"need {self.need!r}"])
+        parts += [f"need {self.need!r}"] if self.look is None or self.need != "output" else []
+        return ", ".join([*parts, *([] if self.look is None else self.look.words())])
+
+    def unkept(self) -> list[str]:
+        """Return why all weights of the call cannot be kept, if they are asked for."""
+        count = self.batch * self.heads * self.queries * self.keys
+        if self.need != "weights" or count <= MAX_WEIGHTS:
+            return []
+        advice = (
+            "ask for fewer sequences at a time, need='band' if the pattern shows few keys, rows= for single queries, "
+            "or reduce= for sums over all weights"
+        )
+        return [f"{count} weights are more than {MAX_WEIGHTS}; {advice}"]
 
     def plan(self) -> Plan:
         """Return the buckets of a packed call."""
@@ -228,6 +267,8 @@ def _unlisted(can: Capability, problem: Problem) -> list[str]:
     reasons += [f"bias kind {kind!r} is not supported" for kind in kinds if kind not in can.biases]
     if problem.need not in can.needs:
         reasons.append(f"need={problem.need!r} is not supported, because no weights are formed")
+    if problem.look is not None and "lse" not in can.needs:
+        reasons.append(f"{', '.join(problem.look.words())} needs log-sums, which are not given")
     return reasons
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from seqattn.attention.kernel import MAX_WEIGHTS, NEEDS, Attention, Capability, Kernel, Problem
+from seqattn.attention.kernel import NEEDS, Attention, Capability, Kernel, Problem
 from seqattn.attention.rectangles import Block, Solved, all_finite, only, run_rectangles, statistic_dtype
 from seqattn.attention.sdpa import with_products
 
@@ -35,13 +35,7 @@ class Plain(Kernel):
 
     def limits(self, problem: Problem) -> list[str]:
         """Return whether the weights are too many to be kept."""
-        count = problem.batch * problem.heads * problem.queries * problem.keys
-        if problem.need != "weights" or count <= MAX_WEIGHTS:
-            return []
-        advice = (
-            "ask for fewer sequences at a time, or for need='lse' and form exp(score - lse) of single rows"
-        )
-        return [f"{count} weights are more than {MAX_WEIGHTS}; {advice}"]
+        return problem.unkept()
 
     def cost(self, problem: Problem) -> float:
         """Return the time of the calls and of the pairs in their rectangles."""

@@ -26,6 +26,10 @@ class Reference(Kernel):
         dropout=True,
     )
 
+    def limits(self, problem: Problem) -> list[str]:
+        """Return whether the weights are too many to be kept."""
+        return problem.unkept()
+
     def cost(self, problem: Problem) -> float:
         """Return the time of a Python loop over the sequences."""
         pairs = problem.batch * problem.heads * problem.queries * problem.keys

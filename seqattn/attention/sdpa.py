@@ -65,7 +65,7 @@ class Fused(Kernel):
         if problem.q.device.type == "cpu":
             return []
         reasons = []
-        if problem.need == "lse":
+        if problem.need == "lse" or problem.look is not None:
             reasons.append("need='lse' is available on the CPU only")
         if max(problem.batch, problem.heads) > 65535:
             reasons.append("more than 65535 sequences or heads do not fit a launch grid")
