@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.check import centre_bias, check_call, stream_refusals
+from seqattn.attention.flex import Flex
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
@@ -21,10 +22,13 @@ from seqattn.attention.plain import Plain
 from seqattn.attention.reference import Reference
 from seqattn.attention.sdpa import Fused
 from seqattn.attention.state import KeyValueState, NewTokens
+from seqattn.attention.varlen import Varlen
 from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Reference())}
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Varlen(), Flex(), Reference())
+}
 
 
 def attend(
@@ -147,7 +151,7 @@ def backends() -> dict[str, Capability]:
     Examples
     --------
     >>> sorted(backends())
-    ['plain', 'reference', 'sdpa', 'window']
+    ['flex', 'plain', 'reference', 'sdpa', 'varlen', 'window']
     """
     return {name: kernel.capability for name, kernel in KERNELS.items()}
 

@@ -348,9 +348,11 @@ class Segments(Pattern):
         return found[0] if self.labels.dim() == 1 else torch.stack(found)
 
     def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
-        labels = self.labels.cpu().numpy()
-        order, lengths = by_label(layout, labels)
-        return (Run(lengths, Band(self.window, self.window), order, by_head=labels.ndim == 2),)
+        if self.labels.device.type == "cpu":
+            order, lengths = by_label(layout, self.labels.numpy())
+        else:
+            order, lengths = by_label_there(layout, self.labels)
+        return (Run(lengths, Band(self.window, self.window), order, by_head=self.labels.dim() == 2),)
 
     def marks(self) -> list[Tensor]:
         return [self.labels if self.labels.dim() == 2 else self.labels[:, None]]
@@ -364,6 +366,8 @@ class Segments(Pattern):
             raise ParameterError(
                 f"The labels of Segments must be of shape {list(size)} or {[*size, heads]}, got {list(shape)}."
             )
+        if len(size) == 1:
+            return self
         return replace(self, labels=self.labels.flatten(0, len(size) - 1))
 
     def of(self, tokens: Tensor | slice) -> Segments:
@@ -393,6 +397,21 @@ def by_label(layout: Layout, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     order = np.argsort(key, kind="stable")
     begins = np.flatnonzero(np.diff(key[order], prepend=-1))
     return order, np.diff(begins, append=len(order))
+
+
+def by_label_there(layout: Layout, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same as :func:`by_label`, sorted where the labels are: on a GPU they are waited for once."""
+    heads = 1 if labels.dim() == 1 else labels.shape[1]
+    sequence = torch.from_numpy(np.repeat(np.arange(len(layout)), layout.lengths)).to(labels.device)
+    group = (sequence[:, None] * heads + torch.arange(heads, device=labels.device)).flatten()
+    flat = labels.flatten().to(torch.int64)
+    inner = flat.argsort(stable=True)
+    order = inner[group[inner].argsort(stable=True)]
+    group, flat = group[order], flat[order]
+    is_first = torch.ones_like(flat, dtype=torch.bool)
+    is_first[1:] = (group[1:] != group[:-1]) | (flat[1:] != flat[:-1])
+    found = torch.stack([order, is_first.to(torch.int64)]).cpu().numpy()
+    return found[0], np.diff(np.flatnonzero(found[1]), append=len(order))
 
 
 def _alike(same: Tensor, i: Tensor, j: Tensor, window: int | None) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from attention.calls import (
     CAUSAL_WAYS,
+    GPU_WAYS,
     LAYOUTS,
     PATTERNS,
     WAYS,
@@ -67,7 +68,10 @@ def kinds(kind):
 
 
 def test_every_kernel_and_pattern_is_named_here():
-    assert {way.kernel for way in WAYS} == set(backends())
+    assert {way.kernel for way in (*WAYS, *GPU_WAYS)} == set(backends())
+    assert {way.kernel for way in GPU_WAYS} == {
+        n for n, can in backends().items() if can.devices == ("cuda",)
+    }
     assert {PATTERNS[way.pattern]([1], 1).name for way in WAYS} == {kind.name for kind in kinds(Pattern)} - {
         "routing"
     }
