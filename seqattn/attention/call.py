@@ -14,6 +14,7 @@ from seqattn.attention.arrivals import NewTokens
 from seqattn.attention.biases import Bias
 from seqattn.attention.check import centre_bias, check_call, stream_refusals
 from seqattn.attention.experts import ExpertChoice
+from seqattn.attention.flex import Flex
 from seqattn.attention.groups import Groups
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
@@ -25,6 +26,7 @@ from seqattn.attention.reducers import Reducer, WeightBlock
 from seqattn.attention.reference import Reference
 from seqattn.attention.sdpa import Fused
 from seqattn.attention.state import KeyValueState
+from seqattn.attention.varlen import Varlen
 from seqattn.attention.weighing import weighed
 from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
@@ -33,7 +35,8 @@ Reduce = Reducer | Callable[[WeightBlock], Tensor]
 """What ``reduce=`` accepts, or a list of it."""
 
 KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Groups(), ExpertChoice(), Reference())
+    kernel.name: kernel
+    for kernel in (Fused(), Plain(), Window(), Groups(), Varlen(), Flex(), ExpertChoice(), Reference())
 }
 
 
@@ -176,7 +179,7 @@ def backends() -> dict[str, Capability]:
     Examples
     --------
     >>> sorted(backends())
-    ['experts', 'groups', 'plain', 'reference', 'sdpa', 'window']
+    ['experts', 'flex', 'groups', 'plain', 'reference', 'sdpa', 'varlen', 'window']
     """
     return {name: kernel.capability for name, kernel in KERNELS.items()}
 

@@ -123,6 +123,24 @@ class Layout:
             self._kept[key] = make()
         return self._kept[key]
 
+    def keep_last(self, slot: str, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was kept in a slot if it was under this key; otherwise put there what ``make`` returns.
+
+        Parameters
+        ----------
+        slot
+            Name of the place; it holds one object.
+        key
+            Anything hashable on which the object depends besides the lengths, such as a pattern with labels.
+        make
+            Derives the object from this layout.
+        """
+        last, found = self._kept.get(slot, (None, None))
+        if last != key:
+            found = make()
+            self._kept[slot] = (key, found)
+        return found
+
 
 @dataclass(frozen=True)
 class Side:

@@ -20,7 +20,7 @@ from seqattn.errors import ParameterError
 __all__ = ["HeadMix", "Intersection", "Pair", "Pattern", "Union"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern(Rule):
     """Return who may see whom, before causality and padding take their share.
 
@@ -445,8 +445,9 @@ def ranked(pattern: Pattern, layout: Layout) -> Iterator[Labels]:
     layout
         Where the sequences lie.
     """
-    sequence = torch.from_numpy(np.repeat(np.arange(len(layout)), layout.lengths))
+    of_token = torch.from_numpy(np.repeat(np.arange(len(layout)), layout.lengths))
     for labels in pattern.marks():
+        sequence = of_token.to(labels.device)
         _, group = labels.unique(return_inverse=True)
         yield Labels(
             labels, ranks((group + sequence[:, None] * (int(group.max()) + 1 if len(group) else 1)).T).T

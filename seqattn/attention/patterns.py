@@ -366,9 +366,11 @@ class Segments(Pattern):
         return found[0] if self.labels.dim() == 1 else torch.stack(found)
 
     def runs(self, layout: Layout, heads: int) -> tuple[Run, ...]:
-        labels = self.labels.cpu().numpy()
-        order, lengths = by_label(layout, labels)
-        return (Run(lengths, Band(self.window, self.window), order, by_head=labels.ndim == 2),)
+        if self.labels.device.type == "cpu":
+            order, lengths = by_label(layout, self.labels.numpy())
+        else:
+            order, lengths = by_label_there(layout, self.labels)
+        return (Run(lengths, Band(self.window, self.window), order, by_head=self.labels.dim() == 2),)
 
     def marks(self) -> list[Tensor]:
         return [self.labels if self.labels.dim() == 2 else self.labels[:, None]]
@@ -377,9 +379,12 @@ class Segments(Pattern):
         return _Labelled(*next(labels), self.window)
 
     def fit(self, size: Sequence[int], heads: int) -> Segments:
+        labels = fit_labels("Segments", self.labels, size, heads)
+        if len(size) == 1:
+            return self
         # Of the keys too in this one step, because both are of one kind before and after it.
         keys = None if self.key_labels is None else self.key_labels.flatten(0, len(size) - 1)
-        return replace(self, labels=fit_labels("Segments", self.labels, size, heads), key_labels=keys)
+        return replace(self, labels=labels, key_labels=keys)
 
     def of(self, tokens: Tensor | slice) -> Segments:
         return replace(self, labels=self.labels[tokens])
@@ -430,6 +435,21 @@ def by_label(layout: Layout, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     order = np.argsort(key, kind="stable")
     begins = np.flatnonzero(np.diff(key[order], prepend=-1))
     return order, np.diff(begins, append=len(order))
+
+
+def by_label_there(layout: Layout, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same as :func:`by_label`, sorted where the labels are: on a GPU they are waited for once."""
+    heads = 1 if labels.dim() == 1 else labels.shape[1]
+    sequence = torch.from_numpy(np.repeat(np.arange(len(layout)), layout.lengths)).to(labels.device)
+    group = (sequence[:, None] * heads + torch.arange(heads, device=labels.device)).flatten()
+    flat = labels.flatten().to(torch.int64)
+    inner = flat.argsort(stable=True)
+    order = inner[group[inner].argsort(stable=True)]
+    group, flat = group[order], flat[order]
+    is_first = torch.ones_like(flat, dtype=torch.bool)
+    is_first[1:] = (group[1:] != group[:-1]) | (flat[1:] != flat[:-1])
+    found = torch.stack([order, is_first.to(torch.int64)]).cpu().numpy()
+    return found[0], np.diff(np.flatnonzero(found[1]), append=len(order))
 
 
 def _alike(same: Tensor, i: Tensor, j: Tensor, window: int | None) -> Tensor:

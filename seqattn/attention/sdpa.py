@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from seqattn.attention import gpu
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import to_slots
 from seqattn.attention.rectangles import (
@@ -37,6 +39,10 @@ BACKWARD = 3.2
 HIDDEN = -1e30
 # With fewer keys than this, NaN scores may come out as 0; the widest vector registers hold 16 numbers today.
 SWALLOWED = 32
+# Not the unfused one: where none of these can run, torch says so.
+GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+# On a GPU widths are multiples of 8: what every fused kernel takes, in half precision too.
+WIDTH_STEP = 8
 
 
 class Fused(Kernel):
@@ -62,19 +68,15 @@ class Fused(Kernel):
 
     def limits(self, problem: Problem) -> list[str]:
         """Return what only holds on a GPU."""
-        if problem.q.device.type == "cpu":
-            return []
-        reasons = []
-        if problem.need == "lse" or problem.look is not None:
-            reasons.append("need='lse' is available on the CPU only")
-        if max(problem.batch, problem.heads) > 65535:
-            reasons.append("more than 65535 sequences or heads do not fit a launch grid")
-        return reasons
+        return [] if problem.q.device.type == "cpu" else gpu_refusals(problem)
 
     def cost(self, problem: Problem) -> float:
         """Return the time of the calls and of the pairs in their rectangles."""
         calls, pairs = problem.pairs()
         width = max(problem.q.shape[-1], problem.v.shape[-1])
+        if problem.q.device.type != "cpu":
+            size = problem.q.element_size()
+            return gpu.microseconds(calls, pairs, width, size, 0, problem.training)
         work = pairs * (PAIR_NS + PAIR_NS_PER_WIDTH * width) / 1000
         return calls * CALL_US[problem.training] + work * (BACKWARD if problem.training else 1.0)
 
@@ -89,6 +91,27 @@ class Fused(Kernel):
         else:
             result = run_rectangles(low, _solve, self.name)
         return result if low is problem else raised(result, problem)
+
+
+def gpu_refusals(problem: Problem) -> list[str]:
+    """Return what torch's fused kernels for GPUs cannot do; one of them always runs, the unfused one never.
+
+    Parameters
+    ----------
+    problem
+        The call.
+    """
+    reasons = []
+    if problem.need == "lse" or problem.look is not None:
+        reasons.append("need='lse' is available on the CPU only")
+    if problem.q.dtype == torch.float64:
+        reasons.append("no fused kernel for torch.float64 on a GPU")
+    if problem.heads > gpu.LAUNCH:
+        reasons.append(f"more than {gpu.LAUNCH} heads do not fit a launch grid")
+    width = max(problem.q.shape[-1], problem.v.shape[-1]) + 1
+    if gpu.index_size(1, problem.heads, problem.queries, width) >= gpu.INDEX:
+        reasons.append("a single sequence is too long for 32-bit indices")
+    return reasons
 
 
 def with_products(problem: Problem) -> Problem:
@@ -123,7 +146,8 @@ def lowered(problem: Problem) -> Problem:
     problem = with_products(problem)
     q, k, v = problem.q, problem.k, problem.v
     featured = _needs_feature(problem)
-    if not featured and k.shape[1] == q.shape[1] and v.shape[-1] == q.shape[-1]:
+    width = common_width(q.shape[-1] + featured, v.shape[-1] + featured, q.device.type)
+    if not featured and k.shape[1] == q.shape[1] and v.shape[-1] == q.shape[-1] == width:
         return problem
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -134,12 +158,25 @@ def lowered(problem: Problem) -> Problem:
         feature, shown = _feature(problem, k)
         q = torch.cat([q, q.new_ones(*q.shape[:-1], 1)], -1)
         k, v = torch.cat([k, feature], -1), torch.cat([v, shown], -1)
-    width = max(q.shape[-1], v.shape[-1])
     q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     if featured:
         pairs = None if problem.bias is None else problem.bias.pairs_only()
         return replace(problem, q=q, k=k, v=v, bias=pairs, key_mask=None)
     return replace(problem, q=q, k=k, v=v)
+
+
+def common_width(width: int, value_width: int, device: str) -> int:
+    """Return the width that queries, keys and values are padded to; on a GPU rows must begin at aligned places.
+
+    Parameters
+    ----------
+    width, value_width
+        Features of keys and of values.
+    device
+        Type of the device.
+    """
+    wide = max(width, value_width)
+    return wide if device == "cpu" else gpu.up_to(wide, WIDTH_STEP)
 
 
 def _needs_feature(problem: Problem) -> bool:
@@ -223,12 +260,22 @@ def _call(block: Block, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, lse = fused(q, k, v, 0.0, block.is_triangular, attn_mask=mask, scale=block.scale)
         return output, lse
+    return _launched(q, k, v, mask, block.is_triangular, block.scale), None
+
+
+def _launched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """Return the output of torch's own choice among its fused kernels, as many rows at a time as fit a launch."""
+    rows, heads, length, width = q.shape
     if mask is not None:
-        mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    output = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=block.is_triangular, scale=block.scale
-    )
-    return output, None
+        mask = gpu.aligned_mask(mask).expand(rows, heads, length, k.shape[2])
+    with sdpa_kernel(GPU_KERNELS):
+        parts = [
+            F.scaled_dot_product_attention(
+                q[part], k[part], v[part], None if mask is None else mask[part], is_causal=causal, scale=scale
+            )
+            for part in gpu.row_chunks(rows, heads, length, width)
+        ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Packed(torch.autograd.Function):

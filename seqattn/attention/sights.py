@@ -161,7 +161,7 @@ def _defined(
     first, key_first = int(queries.first[sequence]), int(keys.first[sequence])
     i, j = torch.from_numpy(places), torch.arange(m)
     device = problem.q.device
-    pattern = problem.pattern.of(slice(first, first + n))
+    pattern = problem.pattern.of(slice(first, first + n)).of_keys(slice(key_first, key_first + m))
     visible = pattern.visible(i[:, None].to(device), j.to(device), m)
     if problem.causal:
         visible = visible & (j <= i[:, None] + (m - n)).to(device)

@@ -6,7 +6,7 @@ their results are joined by their log-sums, and the gradient of each tile follow
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from seqattn.attention.biases import Relative
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
+from seqattn.attention.packing import run_packed
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.rectangles import all_finite, empty_attention
 from seqattn.attention.sdpa import HIDDEN, lowered, raised
@@ -62,7 +63,7 @@ class Window(Kernel):
         if 0 in problem.q.shape:
             return empty_attention(problem, self.name)
         if problem.layout is None:
-            return _run_padded(problem, self)
+            return run_packed(problem, self.run)
         if problem.layout.n_tokens == 0:
             return empty_attention(problem, self.name)
         relative = None if problem.bias is None else problem.bias.relative
@@ -290,30 +291,3 @@ def _spread(part: Part, slots: list[Tensor], nothing: float) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """Return a rectangle ``[tiles, heads, length, ...]`` as slots ``[slots, heads, ...]``."""
     return x.transpose(1, 2).flatten(0, 1)
-
-
-def _run_padded(problem: Problem, kernel: Window) -> Attention:
-    """Pack the sequences, so that nothing in the padding can pass, and spread the result."""
-    batch, size = problem.batch, problem.queries
-    lengths = [size] * batch if problem.lengths is None else problem.lengths.tolist()
-    layout = Layout.of(lengths)
-    live = torch.arange(size) < torch.from_numpy(layout.lengths)[:, None]
-    places = live.flatten().nonzero()[:, 0]
-
-    def packed(x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(0, 1).index_select(0, places)
-
-    def spread(x: Tensor, fill: float) -> Tensor:
-        wide = x.new_full((batch * size, *x.shape[1:]), fill).index_copy(0, places, x)
-        return wide.view(batch, size, *x.shape[1:]).transpose(1, 2)
-
-    bias = None if problem.bias is None else problem.bias.per_token(packed)
-    result = kernel.run(
-        replace(
-            problem, q=packed(problem.q), k=packed(problem.k), v=packed(problem.v), bias=bias,
-            pattern=problem.pattern.of(places),
-            layout=layout, key_layout=layout, lengths=None, key_lengths=None,
-        )
-    )  # fmt: skip
-    lse = None if result.lse is None else spread(result.lse, -torch.inf)
-    return Attention(spread(result.output, 0.0), None, lse, result.stats)

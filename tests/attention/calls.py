@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from seqattn.attention import (
     attend,
     backends,
 )
+from seqattn.attention.check import check_call
 from seqattn.attention.pattern import Pair
 from seqattn.errors import BackendError, ParameterError
 
@@ -152,6 +154,26 @@ WAYS = (
     *(Way("window", pattern) for pattern in VISIBLE if pattern not in UNTILED),
 )
 
+# Kernels of GPUs with every kind of pattern that they compute: run as they are in tests/gpu, and with the step on the
+# device replaced by loops in test_varlen.py and test_flex.py. Mixed heads are split into calls before any kernel.
+VARLEN_PATTERNS = (
+    *("dense", "self", "local", "both sides", "wide", "dilated"),
+    *("segments", "near in segments", "segments per head"),
+)
+# Labels of keys are for cross attention, and ranks of sorted chunks are no rule for pairs of tokens.
+_NOT_FLEX = (
+    "half and half",
+    "common labels",
+    "common labels per head",
+    "sorted chunks",
+    "sorted chunks per head",
+)
+FLEX_PATTERNS = tuple(pattern for pattern in VISIBLE if pattern not in _NOT_FLEX)
+GPU_WAYS = (
+    *(Way("varlen", pattern) for pattern in VARLEN_PATTERNS),
+    *(Way("flex", pattern) for pattern in FLEX_PATTERNS),
+)
+
 CAUSAL_WAYS = tuple(way for way in WAYS if PATTERNS[way.pattern]([1], 1).causal)
 
 
@@ -160,6 +182,9 @@ def call(batch, layout, fill=0.0, way=None, **arguments):
     if way is not None:
         arguments |= way.arguments(batch, layout)
     return attend(**inputs(batch, layout, fill), **arguments)
+
+
+_DEFAULTS = {"causal": False, "bias": None, "dropout": 0.0, "need": "output"}
 
 
 def inputs(batch, layout, fill=0.0):
@@ -179,6 +204,13 @@ def inputs(batch, layout, fill=0.0):
     if batch.bias_heads:
         values["bias"] = KeyBias(batch.padded("bias", fill)[..., 0])
     return values
+
+
+def checked(batch, layout, name, /, **arguments):
+    """Return the description of a call that kernels get."""
+    given = inputs(batch, layout) | {"pattern": pattern_for(batch, name, layout)} | arguments
+    names = list(inspect.signature(check_call).parameters)
+    return check_call(**dict.fromkeys(names[6:12]) | _DEFAULTS | given)
 
 
 def sequences(batch, layout, values):

@@ -45,11 +45,14 @@ WAYS = (
     *(Way("reference", pattern) for pattern in ("dense", "local and prefix", "segments per head")),
     *(Way("window", pattern) for pattern in ("local", "local and prefix", "dilated", "segments per head")),
 )
+# Labels of the keys are for the kernel that takes keys of other sequences.
+KEYED = ("common labels", "common labels per head")
 EACH = [(way, bias) for way in WAYS for bias in BIASES]
 EACH += [
     (Way("window", pattern), "all but dense")
     for pattern in VISIBLE
-    if pattern not in ("dense", "half and half", *(way.pattern for way in WAYS if way.kernel == "window"))
+    if pattern
+    not in ("dense", "half and half", *KEYED, *(way.pattern for way in WAYS if way.kernel == "window"))
 ]
 
 
@@ -77,7 +80,9 @@ SUMS = [(way, bias) for way, bias in EACH if claims(way, bias) and bias in ("all
 
 
 def test_every_kernel_claims_some_kind_and_every_kind_has_its_kernels():
-    assert {way.kernel for way in WAYS} == set(backends())
+    # Kernels of one pattern, and those for GPUs, take a bias per key only and have tests of their own.
+    others = {name for name, can in backends().items() if can.biases in ((), ("key",))}
+    assert {way.kernel for way in WAYS} == set(backends()) - others
     for kind in ("key", "separable", "relative", "dense"):
         assert {"plain", "sdpa", "reference"} <= {
             name for name, can in backends().items() if kind in can.biases
@@ -415,3 +420,22 @@ def test_memory_grows_with_the_tokens_only(run_python):
     done = run_python(MEMORY)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 14
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("bias", ["separable", "relative", "dense", "all", "all but dense"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_second_look_weighs_with_every_bias(layout, bias, causal):
+    for part_heads in (1, 2):
+        batch = Biased([6, 2, 3], None, kinds=BIASES[bias], part_heads=part_heads)
+        dense = biased(batch, layout, Way("reference", "dense"), causal=causal, need="weights").weights
+        queries = torch.arange(11 if layout == "packed" else 6)
+        rows = biased(batch, layout, Way("plain", "dense"), causal=causal, rows=queries).weights
+        if layout == "packed":
+            rows = torch.stack(
+                [
+                    torch.nn.functional.pad(x.transpose(0, 1), (0, 0, 0, 6 - len(x)))
+                    for x in rows.split([6, 2, 3])
+                ]
+            )
+        assert (rows - dense).abs().amax() < TOLERANCE

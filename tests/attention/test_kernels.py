@@ -6,6 +6,7 @@ import pytest
 import torch
 from attention.calls import (
     CAUSAL_WAYS,
+    GPU_WAYS,
     LAYOUTS,
     PATTERNS,
     WAYS,
@@ -69,7 +70,9 @@ def kinds(kind):
 def test_every_kernel_and_pattern_is_named_here():
     # What is no softmax over visible keys has definitions of its own, see test_experts.py.
     masks = [kind for kind in kinds(Pattern) if kind.is_mask]
-    assert {way.kernel for way in WAYS} == {name for name, can in backends().items() if can.exact}
+    exact = {name for name, can in backends().items() if can.exact}
+    assert {way.kernel for way in (*WAYS, *GPU_WAYS)} == exact
+    assert {way.kernel for way in GPU_WAYS} == {n for n in exact if backends()[n].devices == ("cuda",)}
     assert {PATTERNS[way.pattern]([1], 1).name for way in WAYS} == {kind.name for kind in masks} - {"routing"}
     # Routing becomes one of the others, see test_routing.py.
     assert set(VISIBLE) == set(PATTERNS) >= set(NAMED) - {"routing"}

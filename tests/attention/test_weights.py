@@ -60,7 +60,8 @@ def defined(batch, name, causal, holes=None):
         bias = batch.leaves["bias"][b].detach()[..., 0] if batch.bias_heads else q.new_zeros(1, m)
         i, j = torch.arange(n)[:, None], torch.arange(m)
         # Of the definition itself test_kernels.py makes sure.
-        seen = PATTERNS[name]([n], batch.heads).visible(i, j, m).expand(batch.heads, n, m)
+        keys = ([m],) if name.startswith("common") else ()
+        seen = PATTERNS[name]([n], batch.heads, *keys).visible(i, j, m).expand(batch.heads, n, m)
         if causal:
             seen = seen & (j <= i + m - n)
         if holes is not None:
