@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from seqattn.attention.biases import KeyBias
+from seqattn.attention.calibrate import Calibration, calibrate
 from seqattn.attention.call import attend, backends, explain
 from seqattn.attention.kernel import Attention
 from seqattn.attention.layout import Layout
@@ -14,6 +15,7 @@ from seqattn.attention.state import KeyValueState
 __all__ = [
     "Attention",
     "Blocked",
+    "Calibration",
     "Dense",
     "Dilated",
     "HeadMix",
@@ -28,5 +30,6 @@ __all__ = [
     "Segments",
     "attend",
     "backends",
+    "calibrate",
     "explain",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from seqattn.attention.biases import Bias, KeyBias
 from seqattn.attention.check import centre_bias, check_call, stream_refusals
+from seqattn.attention.costs import COSTS
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
+from seqattn.attention.mixed import Mixed
 from seqattn.attention.pattern import HeadMix, Pattern
 from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
@@ -24,7 +26,10 @@ from seqattn.attention.state import KeyValueState, NewTokens
 from seqattn.attention.window import Window
 from seqattn.errors import BackendError, ParameterError, suggest
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Fused(), Plain(), Window(), Reference())}
+# Of kernels that cost the same the first one is taken.
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel for kernel in (Fused(), Plain(), Mixed(), Window(), Reference())
+}
 
 
 def attend(
@@ -147,7 +152,7 @@ def backends() -> dict[str, Capability]:
     Examples
     --------
     >>> sorted(backends())
-    ['plain', 'reference', 'sdpa', 'window']
+    ['mixed', 'plain', 'reference', 'sdpa', 'window']
     """
     return {name: kernel.capability for name, kernel in KERNELS.items()}
 
@@ -178,15 +183,19 @@ class Explanation:
         The call in words.
     candidates
         Every kernel, the cheapest first, those that refuse last.
+    costs
+        Where the costs come from: built in, or measured on this machine by :func:`seqattn.attention.calibrate`.
     """
 
     kernel: str | None
     call: str
     candidates: tuple[Candidate, ...]
+    costs: str = field(default_factory=COSTS.words)
 
     def __str__(self) -> str:
         lines = [f"{self.call}", f"kernel: {self.kernel or 'none can do this call'}"]
-        return "\n".join(lines + [f"  {candidate}" for candidate in self.candidates])
+        lines += [f"  {candidate}" for candidate in self.candidates]
+        return "\n".join([*lines, f"costs: {self.costs}"])
 
 
 def explain(
@@ -222,7 +231,7 @@ def explain(
 
     Returns
     -------
-    A printable object. Its costs are estimates for one core, good for comparison only.
+    A printable object. Its costs are estimates for one core, good for comparison only; see :func:`calibrate`.
 
     Raises
     ------

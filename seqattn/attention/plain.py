@@ -1,20 +1,32 @@
-"""Dense attention as two matrix products and a softmax: for short sequences, weights and dropout."""
+"""Attention as two matrix products and a softmax: for short sequences, weights and dropout."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
+from seqattn.attention.costs import Work
 from seqattn.attention.kernel import MAX_WEIGHTS, NEEDS, Attention, Capability, Kernel, Problem
-from seqattn.attention.rectangles import Block, Solved, all_finite, only, run_rectangles, statistic_dtype
-
-# Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32. With the fused
-# call named directly there is no length at which this one is faster in training (0.3-0.8 of its speed from 4 to 64
-# tokens, width 16 and 64).
-CALL_US = (60.0, 250.0)
-PAIR_NS = 2.6
-PAIR_NS_PER_WIDTH = 0.05
-BACKWARD = 4.0
+from seqattn.attention.masks import MASKED, mask_limits
+from seqattn.attention.rectangles import (
+    Block,
+    Solved,
+    all_finite,
+    is_empty,
+    only,
+    run_rectangles,
+    statistic_dtype,
+)
+from seqattn.attention.sdpa import (
+    bucket_costs,
+    lowered,
+    raised,
+    rectangle_work,
+    run_packed,
+    solve_unfused,
+)
 
 
 class Plain(Kernel):
@@ -23,32 +35,60 @@ class Plain(Kernel):
     name = "plain"
     capability = Capability(
         dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        patterns=("dense",),
+        patterns=MASKED,
         biases=("key",),
         needs=NEEDS,
         dropout=True,
     )
 
     def limits(self, problem: Problem) -> list[str]:
-        """Return whether the weights are too many to be kept."""
+        """Return whether the weights are too many to be kept, or the pattern too large for a mask."""
+        reasons = mask_limits(problem)
         count = problem.batch * problem.heads * problem.queries * problem.keys
         if problem.need != "weights" or count <= MAX_WEIGHTS:
-            return []
+            return reasons
         advice = (
             "ask for fewer sequences at a time, or for need='lse' and form exp(score - lse) of single rows"
         )
-        return [f"{count} weights are more than {MAX_WEIGHTS}; {advice}"]
+        return [*reasons, f"{count} weights are more than {MAX_WEIGHTS}; {advice}"]
 
     def cost(self, problem: Problem) -> float:
-        """Return the time of the calls and of the pairs in their rectangles."""
-        calls, pairs = problem.pairs()
-        width = max(problem.q.shape[-1], problem.v.shape[-1])
-        work = pairs * (PAIR_NS + PAIR_NS_PER_WIDTH * width) / 1000
-        return calls * CALL_US[problem.training] + work * (BACKWARD if problem.training else 1.0)
+        """Return the time of the calls, of the pairs in their rectangles, and of what is gathered for them."""
+        return problem.time(self.name, self.work(problem))
+
+    def work(self, problem: Problem) -> Work:
+        """Return what is done in a call.
+
+        Parameters
+        ----------
+        problem
+            The call.
+        """
+        return rectangle_work(problem, is_fused=False)
+
+    def bucket_costs(self, problem: Problem) -> list[float]:
+        """Return the time of each rectangle alone.
+
+        Parameters
+        ----------
+        problem
+            The call.
+        """
+        return bucket_costs(self.name, problem, is_fused=False)
 
     def run(self, problem: Problem) -> Attention:
-        """Compute the weights of each rectangle."""
-        return run_rectangles(problem, _solve, self.name)
+        """Compute the weights of each rectangle, with a backward pass of their own where only the output is wanted."""
+        if problem.need != "output" or problem.dropout or is_empty(problem):
+            return run_rectangles(problem, _solve, self.name)
+        exact = statistic_dtype(problem.q)
+        wide = replace(problem, q=problem.q.to(exact), k=problem.k.to(exact), v=problem.v.to(exact))
+        low = lowered(wide)
+        if low.layout is None:
+            result = run_rectangles(low, solve_unfused, self.name)
+        else:
+            result = run_packed(low, [True] * len(low.plan().buckets), self.name)
+        result = result if low is wide else raised(result, wide)
+        return replace(result, output=result.output.to(problem.q.dtype))
 
 
 def _solve(block: Block) -> Solved:
