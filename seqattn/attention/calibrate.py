@@ -16,7 +16,7 @@ from seqattn.attention.costs import COSTS, Key, Rates, load, save
 from seqattn.attention.kernel import Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import Pattern
-from seqattn.attention.patterns import Dense, Local, Segments
+from seqattn.attention.patterns import Dense, Dilated, Local, Segments
 from seqattn.attention.plain import Plain
 from seqattn.attention.sdpa import Fused
 from seqattn.attention.window import Window
@@ -60,6 +60,7 @@ class Calibration:
                 "pass": "forward and backward" if key.training else "forward",
                 "call µs": rates.call,
                 "rectangle µs": rates.step,
+                "matrix ns": rates.matrix,
                 "pair ns": rates.pair,
                 "feature ns": rates.feature,
                 "byte ns": rates.byte,
@@ -107,8 +108,9 @@ def calibrate(*, path: str | Path | None = None, again: bool = False, rounds: in
 
     Notes
     -----
-    A call is taken to last ``call + rectangles * rectangle + pairs * (pair + width * feature) + bytes * byte +
-    decisions * decision``; the constants are fitted to the measured times with relative errors, none below 0.
+    A call is taken to last ``call + rectangles * rectangle + matrices * matrix + pairs * (pair + width * feature) +
+    bytes * byte + decisions * decision``; the constants are fitted to the measured times with relative errors,
+    none below 0.
     """
     if rounds < 1:
         raise ParameterError(f"rounds must be 1 or more, got {rounds}.")
@@ -157,6 +159,9 @@ def _problems(kernel: Kernel, training: bool) -> Iterator[Problem]:
     if isinstance(kernel, Window):
         for length, window, width in WINDOWS:
             yield problem([length] * 2, 4, width, True, Local(window))
+        for count, length in ((128, 20), (80, 50), (40, 100)):
+            yield problem([length] * count, 2, 16, False, Local(16))
+            yield problem([length] * count, 2, 64, True, Dilated(16))
         for lengths in ([20] * 32, [64] * 4, [1024] * 2):
             yield problem(lengths, 4, 32, True, Local(8))
             yield problem(lengths, 4, 32, True, Segments(labels(sum(lengths)), 16))
@@ -165,6 +170,9 @@ def _problems(kernel: Kernel, training: bool) -> Iterator[Problem]:
         yield problem([length] * count, heads, width, causal, Dense())
     for uneven in UNEVEN:
         yield problem(list(uneven), 2, 16, True, Dense())
+    for count, length in ((128, 20), (80, 50), (8, 256)):
+        yield problem([length] * count, 2, 16, False, Local(16))
+        yield problem([length] * count, 2, 64, True, Dense())
     for count, length in ((32, 20), (4, 128)):
         yield problem([length] * count, 4, 16, True, Segments(labels(count * length), 16))
 

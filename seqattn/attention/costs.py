@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ class Work(NamedTuple):
     ----------
     steps
         Number of rectangles.
+    matrices
+        Number of score matrices in them: one per head and sequence, or tile.
     pairs
         Pairs of query, key and head in them.
     width
@@ -32,6 +34,7 @@ class Work(NamedTuple):
     """
 
     steps: float
+    matrices: float
     pairs: float
     width: int
     moved: float
@@ -40,7 +43,8 @@ class Work(NamedTuple):
     def terms(self) -> tuple[float, ...]:
         """Return the factors of the constants of :class:`Rates`, in their order."""
         pairs = self.pairs / 1000
-        return 1.0, self.steps, pairs, pairs * self.width, self.moved / 1000, self.decided / 1000
+        matrices, moved, decided = self.matrices / 1000, self.moved / 1000, self.decided / 1000
+        return 1.0, self.steps, matrices, pairs, pairs * self.width, moved, decided
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Rates:
     ----------
     call, step
         Microseconds per call of ``attend``, and per rectangle.
+    matrix
+        Nanoseconds per matrix.
     pair, feature
         Nanoseconds per pair, and per pair and number in a row.
     byte
@@ -61,6 +67,7 @@ class Rates:
 
     call: float
     step: float
+    matrix: float
     pair: float
     feature: float
     byte: float
@@ -74,8 +81,7 @@ class Rates:
         work
             What is done.
         """
-        rates = (self.call, self.step, self.pair, self.feature, self.byte, self.decision)
-        return sum(rate * term for rate, term in zip(rates, work.terms(), strict=True))
+        return sum(rate * term for rate, term in zip(astuple(self), work.terms(), strict=True))
 
 
 class Key(NamedTuple):
@@ -88,14 +94,14 @@ class Key(NamedTuple):
 
 # torch 2.13, one thread of a server with AVX-512, float32; ``seqattn attention calibrate`` measures them anew.
 TABLE = {
-    Key("cpu", "sdpa", False): Rates(30, 20, 1.3, 0.04, 0.2, 5),
-    Key("cpu", "sdpa", True): Rates(80, 60, 4.2, 0.13, 0.6, 5),
-    Key("cpu", "plain", False): Rates(40, 30, 2.6, 0.05, 0.2, 5),
-    Key("cpu", "plain", True): Rates(100, 80, 5, 0.2, 0.6, 5),
-    Key("cpu", "window", False): Rates(250, 30, 2.0, 0.04, 0.2, 50),
-    Key("cpu", "window", True): Rates(700, 100, 6, 0.13, 0.6, 50),
-    Key("cpu", "reference", False): Rates(0, 400, 10, 0, 0, 0),
-    Key("cpu", "reference", True): Rates(0, 1200, 30, 0, 0, 0),
+    Key("cpu", "sdpa", False): Rates(0, 130, 420, 0.69, 0.042, 0.19, 14),
+    Key("cpu", "sdpa", True): Rates(0, 300, 740, 2.3, 0.128, 0.8, 12),
+    Key("cpu", "plain", False): Rates(0, 125, 0, 1.5, 0.052, 0.27, 9),
+    Key("cpu", "plain", True): Rates(0, 300, 540, 4.4, 0.128, 0.77, 10),
+    Key("cpu", "window", False): Rates(100, 0, 1290, 0.32, 0, 0.56, 390),
+    Key("cpu", "window", True): Rates(420, 0, 2650, 0.24, 0, 1.8, 500),
+    Key("cpu", "reference", False): Rates(0, 400, 0, 10, 0, 0, 0),
+    Key("cpu", "reference", True): Rates(0, 1200, 0, 30, 0, 0, 0),
 }
 
 

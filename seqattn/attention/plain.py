@@ -28,6 +28,9 @@ from seqattn.attention.sdpa import (
     solve_unfused,
 )
 
+# How much longer it takes when each step is one of the gradient graph, without and with the backward pass.
+SEPARATE = (1.3, 2.0)
+
 
 class Plain(Kernel):
     """Matrix product, softmax, matrix product on rectangles; memory is quadratic in the length."""
@@ -54,7 +57,8 @@ class Plain(Kernel):
 
     def cost(self, problem: Problem) -> float:
         """Return the time of the calls, of the pairs in their rectangles, and of what is gathered for them."""
-        return problem.time(self.name, self.work(problem))
+        slower = 1.0 if _wants_output_only(problem) else SEPARATE[problem.training]
+        return slower * problem.time(self.name, self.work(problem))
 
     def work(self, problem: Problem) -> Work:
         """Return what is done in a call.
@@ -78,7 +82,7 @@ class Plain(Kernel):
 
     def run(self, problem: Problem) -> Attention:
         """Compute the weights of each rectangle, with a backward pass of their own where only the output is wanted."""
-        if problem.need != "output" or problem.dropout or is_empty(problem):
+        if not _wants_output_only(problem) or is_empty(problem):
             return run_rectangles(problem, _solve, self.name)
         exact = statistic_dtype(problem.q)
         wide = replace(problem, q=problem.q.to(exact), k=problem.k.to(exact), v=problem.v.to(exact))
@@ -89,6 +93,10 @@ class Plain(Kernel):
             result = run_packed(low, [True] * len(low.plan().buckets), self.name)
         result = result if low is wide else raised(result, wide)
         return replace(result, output=result.output.to(problem.q.dtype))
+
+
+def _wants_output_only(problem: Problem) -> bool:
+    return problem.need == "output" and not problem.dropout
 
 
 def _solve(block: Block) -> Solved:

@@ -231,7 +231,8 @@ def rectangle_work(problem: Problem, is_fused: bool) -> Work:
     decided = 0
     if is_masked(problem) and (problem.layout is None or problem.pattern.has_labels):
         decided = mask_pairs(problem)
-    return Work(len(sizes), pairs, problem.width, moved, decided)
+    matrices = problem.batch * problem.heads
+    return Work(len(sizes), matrices, pairs, problem.width, moved, decided)
 
 
 def bucket_costs(kernel: str, problem: Problem, is_fused: bool) -> list[float]:
@@ -246,10 +247,13 @@ def bucket_costs(kernel: str, problem: Problem, is_fused: bool) -> list[float]:
     is_fused
         Whether the causal flag saves pairs.
     """
-    nothing = Work(0, 0, problem.width, 0)
-    call = problem.time(kernel, nothing)
-    each = [_pairs(problem, size, is_fused) * problem.heads for size in problem.rectangles()]
-    return [problem.time(kernel, nothing._replace(steps=1, pairs=pairs)) - call for pairs in each]
+    heads = problem.heads
+    call = problem.time(kernel, Work(0, 0, 0, problem.width, 0))
+    works = [
+        Work(1, size[0] * heads, _pairs(problem, size, is_fused) * heads, problem.width, 0)
+        for size in problem.rectangles()
+    ]
+    return [problem.time(kernel, work) - call for work in works]
 
 
 def _pairs(problem: Problem, size: tuple[int, int, int], is_fused: bool) -> float:

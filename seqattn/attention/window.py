@@ -57,12 +57,14 @@ class Window(Kernel):
             The call.
         """
         pattern, heads, tokens = problem.pattern, problem.heads, problem.tokens
-        keys = min(problem.keys, BLOCK + pattern.reach(problem.keys))
+        segment = max(1.0, min(problem.keys, tokens / max(1, problem.batch), pattern.segment(problem.keys)))
+        keys = min(segment, BLOCK + pattern.reach(problem.keys))
         row = heads * problem.width * problem.q.element_size()
         moved = tokens * row * (2 + 2 * keys / BLOCK)
         steps = 3 + tokens * keys / BLOCK * heads * problem.width / CALL_SIZE
         decided = tokens * (heads if pattern.by_head else 1) if pattern.has_labels else 0
-        return Work(steps, tokens * keys * heads, problem.width, moved, decided)
+        matrices = tokens * heads / min(segment, BLOCK)
+        return Work(steps, matrices, tokens * keys * heads, problem.width, moved, decided)
 
     def run(self, problem: Problem) -> Attention:
         """Compute the tiles of a packed call; padded input is packed before."""

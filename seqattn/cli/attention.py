@@ -130,11 +130,14 @@ def explain(
 @click.option("--patterns", metavar="A,B", callback=_names, help="Patterns.  [default: all there are]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each method.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
+@click.option(
+    "--peers", is_flag=True, help="Measure local-attention, routing_transformer and x-transformers too."
+)
 @click.option("--output", metavar="DIR", help="Folder for bench.csv, bench.md and bench.png.")
 @_shape
 def bench(
-    lengths: list[int], widths: list[int], patterns: list[str], rounds: int, threads: int, output: str | None,
-    **shape: Any,
+    lengths: list[int], widths: list[int], patterns: list[str], rounds: int, threads: int, peers: bool,
+    output: str | None, **shape: Any,
 ) -> None:  # fmt: skip
     """Measure time, memory and error of patterns on this machine, beside the fused dense call."""
     from seqattn import benchmark
@@ -143,7 +146,7 @@ def bench(
     from seqattn.train.folder import make_folder
 
     _use_constants()
-    names = benchmark.methods(patterns)
+    names = benchmark.methods(patterns, peers)
     cases = [benchmark.Case(length, width, **shape) for width in widths for length in lengths]
     if output is not None:
         make_folder(Path(output))
