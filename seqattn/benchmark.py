@@ -8,8 +8,10 @@ import resource
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqattn.attention import Layout, Router, Segments, attend
+from seqattn.attention import Dense, Layout, Local, Router, Segments, attend
 from seqattn.attention.named import PATTERNS, as_pattern
+from seqattn.attention.pattern import Pattern
 from seqattn.attention.routing import Routing
-from seqattn.errors import BackendError, ParameterError, suggest
+from seqattn.errors import BackendError, MissingDependencyError, ParameterError, suggest
 
 __all__ = ["Case", "bench", "methods", "rows"]
 
 BASE = "fused dense"
+# Packages of others, and the modules by which they are found.
+PEERS = {
+    "local-attention": "local_attention",
+    "routing_transformer": "routing_transformer",
+    "x-transformers": "x_transformers",
+    "x-transformers, unfused": "x_transformers",
+}
+# What a query sees of the past in the windows of peers, as by default in ours.
+WINDOW = Local().left
 # Longest sequence whose dense weights are formed, in float64, to compare with.
 CHECKED = 2048
 # The longest sequence of which every method runs more than a few times.
@@ -59,13 +71,16 @@ class Method:
     reference: Callable[[], Tensor] | None
 
 
-def methods(patterns: Iterable[str] = ()) -> list[str]:
-    """Return the names of what is compared: the fused call, and patterns.
+def methods(patterns: Iterable[str] = (), peers: bool = False) -> list[str]:
+    """Return the names of what is compared: the fused call, patterns, and packages of others.
 
     Parameters
     ----------
     patterns
         Names of patterns; empty for all.
+    peers
+        Whether ``local-attention``, ``routing_transformer`` and ``x-transformers`` take part. Those that are not
+        installed are left out when it comes to measuring.
 
     Raises
     ------
@@ -78,7 +93,7 @@ def methods(patterns: Iterable[str] = ()) -> list[str]:
             raise ParameterError(
                 f"There is no pattern {name!r} to compare. Patterns: {', '.join(PATTERNS)}.{suggest(name, PATTERNS)}"
             )
-    return [BASE, *chosen]
+    return [BASE, *chosen, *(PEERS if peers else ())]
 
 
 def bench(
@@ -92,7 +107,8 @@ def bench(
 
     In each round every method runs once, in shuffled order; ``ratio`` is its processor time over that of the fused
     dense call in the same round. ``error`` is the largest difference from float64 attention by the definition,
-    computed in the same process before anything is timed; it is missing above 2,048 tokens and for routing.
+    computed in the same process before anything is timed; it is missing above 2,048 tokens and for routing. The
+    windows of a peer are held against our definition of the same window.
     ``peak_mb`` is the highest resident memory of a process of its own above that before the call.
 
     Parameters
@@ -157,7 +173,7 @@ def _made(case: Case, names: Sequence[str]) -> tuple[dict[str, Method], dict[str
         try:
             method = _method(case, name)
             _seconds(method, case)
-        except (BackendError, ParameterError) as error:
+        except (BackendError, MissingDependencyError, ParameterError) as error:
             skipped[name] = str(error)
         else:
             found[name] = method
@@ -172,6 +188,8 @@ def _method(case: Case, name: str) -> Method:
         inputs = [x.requires_grad_(case.backward) for x in wide]
         q, k, v = inputs
         return Method(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=case.causal), inputs, None)
+    if name in PEERS:
+        return _peer(name, case, [x.requires_grad_(case.backward) for x in wide])
     packed = [x.transpose(1, 2).flatten(0, 1).contiguous().requires_grad_(case.backward) for x in wide]
     return _own(name, case, packed, Layout.of([case.length] * case.batch))
 
@@ -187,7 +205,7 @@ def _own(name: str, case: Case, inputs: list[Tensor], layout: Layout) -> Method:
             inputs,
             lambda: attend(*exact, pattern=pattern, kernel="reference", **way).output,
         )
-    pattern = replace(pattern, clusters=max(2, round(case.length**0.5)))
+    pattern = replace(pattern, clusters=_clusters(case))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
         router = Router(case.heads, pattern.clusters, case.width)
@@ -196,6 +214,65 @@ def _own(name: str, case: Case, inputs: list[Tensor], layout: Layout) -> Method:
         labels = router(inputs[0])
         output = attend(*inputs, pattern=Segments(labels, pattern.window), **way).output
         router.update()
+        return output
+
+    return Method(routed, inputs, None)
+
+
+def _clusters(case: Case) -> int:
+    return max(2, round(case.length**0.5))
+
+
+def _peer(name: str, case: Case, inputs: list[Tensor]) -> Method:
+    """Return the attention of another package on padded tensors, with as many visible keys as ours."""
+    if find_spec(PEERS[name]) is None:
+        raise MissingDependencyError(f"{name.split(',')[0]} is not installed. pip install 'seqattn[bench]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how others import and warn is not ours to judge
+        if name == "local-attention":
+            return _windowed_peer(case, inputs)
+        return (
+            _routing_peer(case, inputs) if name == "routing_transformer" else _dense_peer(name, case, inputs)
+        )
+
+
+def _reference(case: Case, inputs: list[Tensor], pattern: Pattern) -> Callable[[], Tensor]:
+    exact = [x.detach().double() for x in inputs]
+    return lambda: attend(*exact, pattern=pattern, causal=case.causal, kernel="reference").output
+
+
+def _windowed_peer(case: Case, inputs: list[Tensor]) -> Method:
+    """Return windows of ``local-attention``: in its exact mode a query sees itself and ``window_size`` keys before."""
+    from local_attention import LocalAttention
+
+    if not case.causal:
+        raise ParameterError("its windows end at the query or lie on both sides, ours by default end there")
+    model = LocalAttention(
+        WINDOW, causal=True, look_backward=1, exact_windowsize=True, autopad=True, use_rotary_pos_emb=False
+    )
+    return Method(lambda: model(*inputs), inputs, _reference(case, inputs, Local(WINDOW)))
+
+
+def _dense_peer(name: str, case: Case, inputs: list[Tensor]) -> Method:
+    from x_transformers.attend import Attend
+
+    model = Attend(causal=case.causal, heads=case.heads, flash="unfused" not in name)
+    return Method(lambda: model(*inputs)[0], inputs, _reference(case, inputs, Dense()))
+
+
+def _routing_peer(case: Case, inputs: list[Tensor]) -> Method:
+    """Return routing of ``routing_transformer`` with the update of its centroids; clusters of equal size, no window."""
+    from routing_transformer.routing_transformer import KmeansAttention
+
+    clusters = _clusters(case)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(case.seed)
+        size = max(1, case.length // clusters)
+        model = KmeansAttention(clusters, size, case.heads, case.width, causal=case.causal)
+
+    def routed() -> Tensor:
+        output: Tensor = model(*inputs)[0]
+        model.kmeans.update()
         return output
 
     return Method(routed, inputs, None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib.util import find_spec
 
 import pytest
 from click.testing import CliRunner
 
-from seqattn.benchmark import Case, bench, methods, rows
+from seqattn.attention.costs import COSTS
+from seqattn.benchmark import PEERS, Case, bench, methods, rows
 from seqattn.cli import cli
 from seqattn.errors import ParameterError
 
@@ -53,7 +55,7 @@ def test_explain_says_which_kernel_and_why():
     told = json.loads(run("explain", "--pattern", "local", "--length", 4000, "--json").stdout)
     assert told["kernel"] == "window"
     refusals = {one["kernel"]: one["refusals"] for one in told["candidates"]}
-    assert refusals["sdpa"] == ["pattern 'local' is not supported"]
+    assert "16000000 pairs are more than" in refusals["sdpa"][0]
     assert "kernel: sdpa" in run("explain").stdout
 
 
@@ -77,3 +79,39 @@ def test_names_are_those_of_patterns():
     assert methods(["local"]) == ["fused dense", "local"]
     with pytest.raises(ParameterError, match="no pattern 'no' to compare"):
         methods(["no"])
+
+
+def test_peers_that_are_not_installed_are_named_and_left_out():
+    assert methods(["local"], peers=True) == ["fused dense", "local", *PEERS]
+    absent = {name for name, module in PEERS.items() if find_spec(module) is None}
+    told: list[str] = []
+    records = bench(
+        [Case(40, width=8, heads=2, batch=1)], methods(["local"], peers=True), rounds=1, tell=told.append
+    )
+    assert {record["method"] for record in records} == {"fused dense", "local", *PEERS} - absent
+    for name in absent:
+        assert any(f"no {name}, {name.split(',')[0]} is not installed. pip install" in line for line in told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local-attention", "x-transformers"])
+def test_a_peer_computes_what_it_is_compared_with(name):
+    pytest.importorskip(PEERS[name])
+    records = bench([Case(300, width=8, heads=2, batch=1)], [*methods(["local"]), name], rounds=1)
+    assert 0 < {record["method"]: record["error"] for record in records}[name] < 1e-5
+
+
+@pytest.mark.slow
+def test_constants_are_measured_kept_and_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEQATTN_CACHE", str(tmp_path))
+    try:
+        told = json.loads(run("calibrate", "--rounds", 1, "--json", "--quiet").stdout)
+        assert {row["kernel"] for row in told["rows"]} == {"sdpa", "plain", "window"}
+        assert told["path"] == str(tmp_path / "attention.json")
+        assert not told["is_loaded"]
+        again = json.loads(run("calibrate", "--json", "--quiet").stdout)
+        assert again["is_loaded"]
+        assert again["rows"] == told["rows"]
+        assert "costs: measured on this machine" in run("explain").stdout
+    finally:
+        COSTS.reset()

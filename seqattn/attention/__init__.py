@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seqattn.attention.band import WeightBand
 from seqattn.attention.biases import DenseBias, KeyBias, LogPrior, Relative, Separable
+from seqattn.attention.calibrate import Calibration, calibrate
 from seqattn.attention.call import attend, backends, explain
 from seqattn.attention.context import ContextKeys
 from seqattn.attention.experts import Experts
@@ -29,6 +30,7 @@ from seqattn.attention.state import KeyValueState
 __all__ = [
     "Attention",
     "Blocked",
+    "Calibration",
     "ContextKeys",
     "Dense",
     "DenseBias",
@@ -59,5 +61,6 @@ __all__ = [
     "WeightBlock",
     "attend",
     "backends",
+    "calibrate",
     "explain",
 ]

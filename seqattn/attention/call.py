@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,12 +13,14 @@ from torch import Tensor
 from seqattn.attention.arrivals import NewTokens
 from seqattn.attention.biases import Bias
 from seqattn.attention.check import centre_bias, check_call, stream_refusals
+from seqattn.attention.costs import COSTS
 from seqattn.attention.experts import ExpertChoice
 from seqattn.attention.flex import Flex
 from seqattn.attention.groups import Groups
 from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
+from seqattn.attention.mixed import Mixed
 from seqattn.attention.pattern import HeadMix, Pattern
 from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
@@ -34,9 +36,13 @@ from seqattn.errors import BackendError, ParameterError, suggest
 Reduce = Reducer | Callable[[WeightBlock], Tensor]
 """What ``reduce=`` accepts, or a list of it."""
 
+# Of kernels that cost the same the first one is taken.
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
-    for kernel in (Fused(), Plain(), Window(), Groups(), Varlen(), Flex(), ExpertChoice(), Reference())
+    for kernel in (
+        *(Fused(), Plain(), Mixed(), Window(), Groups()),
+        *(Varlen(), Flex(), ExpertChoice(), Reference()),
+    )
 }
 
 
@@ -95,9 +101,9 @@ def attend(
     dropout
         Share of weights that are dropped, from 0 to below 1; pass 0 outside training. Leaves the fused kernel.
     need
-        What is returned besides the output, which does not change: ``"output"`` for nothing, ``"lse"`` for log-sums,
-        ``"weights"`` for all weights, or ``"band"`` for the weights of the keys that each query sees, side by side,
-        which for a window is linear in the length.
+        What is returned besides the output, which changes by rounding at most: ``"output"`` for nothing, ``"lse"``
+        for log-sums, ``"weights"`` for all weights, or ``"band"`` for the weights of the keys that each query sees,
+        side by side, which for a window is linear in the length.
     rows
         Also the weights of these queries: packed ``[rows]`` with numbers of tokens, padded ``[rows]`` or
         ``[batch, rows]`` with places in the sequences.
@@ -179,7 +185,7 @@ def backends() -> dict[str, Capability]:
     Examples
     --------
     >>> sorted(backends())
-    ['experts', 'flex', 'groups', 'plain', 'reference', 'sdpa', 'varlen', 'window']
+    ['experts', 'flex', 'groups', 'mixed', 'plain', 'reference', 'sdpa', 'varlen', 'window']
     """
     return {name: kernel.capability for name, kernel in KERNELS.items()}
 
@@ -210,15 +216,19 @@ class Explanation:
         The call in words.
     candidates
         Every kernel, the cheapest first, those that refuse last.
+    costs
+        Where the costs come from: built in, or measured on this machine by :func:`seqattn.attention.calibrate`.
     """
 
     kernel: str | None
     call: str
     candidates: tuple[Candidate, ...]
+    costs: str = field(default_factory=COSTS.words)
 
     def __str__(self) -> str:
         lines = [f"{self.call}", f"kernel: {self.kernel or 'none can do this call'}"]
-        return "\n".join(lines + [f"  {candidate}" for candidate in self.candidates])
+        lines += [f"  {candidate}" for candidate in self.candidates]
+        return "\n".join([*lines, f"costs: {self.costs}"])
 
 
 def explain(
@@ -258,7 +268,7 @@ def explain(
 
     Returns
     -------
-    A printable object. Its costs are estimates for one core, good for comparison only.
+    A printable object. Its costs are estimates for one core, good for comparison only; see :func:`calibrate`.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqattn.attention.band import WeightBand
+from seqattn.attention.costs import COSTS, Work, scaled
 from seqattn.attention.layout import Layout, Plan
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.reducers import Reducer
@@ -163,12 +164,34 @@ class Problem:
             raise TypeError("A padded call has no plan.")
         return self.layout.plan(self.key_layout, self.heads)
 
-    def pairs(self) -> tuple[int, int]:
-        """Return how many calls a kernel that works on rectangles makes, and their (query, key, head) pairs."""
+    @property
+    def width(self) -> int:
+        """Numbers in a row of one head."""
+        return max(self.q.shape[-1], self.v.shape[-1])
+
+    @property
+    def tokens(self) -> int:
+        """Number of queries of all sequences, padding included."""
+        return self.batch * self.queries if self.layout is None else self.layout.n_tokens
+
+    def rectangles(self) -> list[tuple[int, int, int]]:
+        """Return how many sequences, queries and keys the rectangles of the call have."""
         if self.layout is None:
-            return 1, self.batch * self.heads * self.queries * self.keys
-        plan = self.plan()
-        return len(plan.buckets), plan.pairs * self.heads
+            return [(self.batch, self.queries, self.keys)]
+        return [(bucket.rows, bucket.queries, bucket.keys) for bucket in self.plan().buckets]
+
+    def time(self, kernel: str, work: Work) -> float:
+        """Return the expected time of some work in microseconds, one CPU core.
+
+        Parameters
+        ----------
+        kernel
+            Name of the kernel.
+        work
+            What it does.
+        """
+        rates = COSTS.rates(self.q.device.type, kernel, self.training)
+        return scaled(rates, self.q.element_size()).time(work)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,16 @@ class Pattern(Rule):
         """
         return n
 
+    def segment(self, n: int) -> float:
+        """Return about how many tokens the segments have by which the pattern is computed.
+
+        Parameters
+        ----------
+        n
+            Number of tokens of a sequence.
+        """
+        return n
+
     def shows(self, pairs: Pairs) -> Any:
         """Return which pairs are visible.
 
@@ -292,6 +302,10 @@ class Intersection(Pair):
 
     def reach(self, n: int) -> float:
         return min(self.first.reach(n), self.second.reach(n))
+
+    def segment(self, n: int) -> float:
+        narrow = min(self.first, self.second, key=lambda one: one.reach(n))
+        return narrow.segment(n)
 
 
 @dataclass(frozen=True)

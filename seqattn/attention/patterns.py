@@ -19,6 +19,9 @@ from seqattn.attention.pattern import Labels, Pattern, ranks
 from seqattn.attention.tiles import Band, Front, Grid, Pairs, Rule, Run, Shifted
 from seqattn.errors import ParameterError
 
+# Number of labels from which the lengths of segments are judged.
+SAMPLE = 512
+
 
 @dataclass(frozen=True)
 class Dense(Pattern):
@@ -249,6 +252,9 @@ class Dilated(Pattern):
     def reach(self, n: int) -> float:
         return min(-(-n // self.dilation), self.left + self.right + 1)
 
+    def segment(self, n: int) -> float:
+        return -(-n // self.dilation)
+
 
 @dataclass(frozen=True)
 class Prefix(Pattern):
@@ -394,6 +400,13 @@ class Segments(Pattern):
 
     def reach(self, n: int) -> float:
         return n if self.window is None else min(n, 2 * self.window + 1)
+
+    def segment(self, n: int) -> float:
+        # The share of tokens with the label of one of them, judged by some.
+        labels = self.labels if self.labels.dim() == 1 else self.labels[:, 0]
+        some = labels[:: 1 + len(labels) // SAMPLE]
+        _, counts = some.unique(return_counts=True)
+        return float(n * (counts / max(1, len(some))).square().sum())
 
 
 def check_labels(pattern: str, labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Dense attention as two matrix products and a softmax: for short sequences, weights and dropout."""
+"""Attention as two matrix products and a softmax: for short sequences, weights and dropout."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from seqattn.attention.costs import Work
 from seqattn.attention.kernel import NEEDS, Attention, Capability, Kernel, Problem
-from seqattn.attention.rectangles import Block, Solved, all_finite, only, run_rectangles, statistic_dtype
-from seqattn.attention.sdpa import with_products
+from seqattn.attention.masks import MASKED, mask_limits
+from seqattn.attention.rectangles import (
+    Block,
+    Solved,
+    all_finite,
+    is_empty,
+    only,
+    run_rectangles,
+    statistic_dtype,
+)
+from seqattn.attention.sdpa import (
+    bucket_costs,
+    lowered,
+    raised,
+    rectangle_work,
+    run_packed,
+    solve_unfused,
+    with_products,
+)
 
-# Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32. With the fused
-# call named directly there is no length at which this one is faster in training (0.3-0.8 of its speed from 4 to 64
-# tokens, width 16 and 64).
-CALL_US = (60.0, 250.0)
-PAIR_NS = 2.6
-PAIR_NS_PER_WIDTH = 0.05
-BACKWARD = 4.0
+# How much longer it takes when each step is one of the gradient graph, without and with the backward pass.
+SEPARATE = (1.3, 2.0)
 
 
 class Plain(Kernel):
@@ -26,7 +39,7 @@ class Plain(Kernel):
     name = "plain"
     capability = Capability(
         dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        patterns=("dense",),
+        patterns=MASKED,
         biases=("key", "separable", "relative", "dense"),
         bias_gradients=("key", "separable", "relative", "dense"),
         needs=NEEDS,
@@ -34,19 +47,46 @@ class Plain(Kernel):
     )
 
     def limits(self, problem: Problem) -> list[str]:
-        """Return whether the weights are too many to be kept."""
-        return problem.unkept()
+        """Return whether the weights are too many to be kept, or the pattern too large for a mask."""
+        return [*mask_limits(problem), *problem.unkept()]
 
     def cost(self, problem: Problem) -> float:
-        """Return the time of the calls and of the pairs in their rectangles."""
-        calls, pairs = problem.pairs()
-        width = max(problem.q.shape[-1], problem.v.shape[-1])
-        work = pairs * (PAIR_NS + PAIR_NS_PER_WIDTH * width) / 1000
-        return calls * CALL_US[problem.training] + work * (BACKWARD if problem.training else 1.0)
+        """Return the time of the calls, of the pairs in their rectangles, and of what is gathered for them."""
+        slower = 1.0 if _wants_output_only(problem) else SEPARATE[problem.training]
+        return slower * problem.time(self.name, self.work(problem))
+
+    def work(self, problem: Problem) -> Work:
+        """Return what is done in a call.
+
+        Parameters
+        ----------
+        problem
+            The call.
+        """
+        return rectangle_work(problem, is_fused=False)
+
+    def bucket_costs(self, problem: Problem) -> list[float]:
+        """Return the time of each rectangle alone.
+
+        Parameters
+        ----------
+        problem
+            The call.
+        """
+        return bucket_costs(self.name, problem, is_fused=False)
 
     def run(self, problem: Problem) -> Attention:
-        """Compute the weights of each rectangle."""
-        result = run_rectangles(with_products(problem), _solve, self.name)
+        """Compute the weights of each rectangle, with a backward pass of their own where only the output is wanted."""
+        if not _wants_output_only(problem) or is_empty(problem):
+            return _in_dtype(run_rectangles(with_products(problem), _solve, self.name), problem.q.dtype)
+        exact = statistic_dtype(problem.q)
+        wide = replace(problem, q=problem.q.to(exact), k=problem.k.to(exact), v=problem.v.to(exact))
+        low = lowered(wide)
+        if low.layout is None:
+            result = run_rectangles(low, solve_unfused, self.name)
+        else:
+            result = run_packed(low, [True] * len(low.plan().buckets), self.name)
+        result = result if low is wide else raised(result, wide)
         return _in_dtype(result, problem.q.dtype)
 
 
@@ -56,6 +96,12 @@ def _in_dtype(result: Attention, dtype: torch.dtype) -> Attention:
         return result
     weights = None if result.weights is None else result.weights.to(dtype)
     return replace(result, output=result.output.to(dtype), weights=weights)
+
+
+def _wants_output_only(problem: Problem) -> bool:
+    """Return whether nothing is asked for but the output, and nothing is added per pair."""
+    has_pairs = problem.bias is not None and problem.bias.has_pairs
+    return problem.need == "output" and not problem.dropout and not has_pairs
 
 
 def _solve(block: Block) -> Solved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from seqattn.attention.kernel import Attention, Problem
 from seqattn.attention.layout import Bucket, Side, to_slots, to_tokens
+from seqattn.attention.masks import is_masked, shown
 from seqattn.attention.terms import pair_scores
 
 
@@ -24,7 +26,8 @@ class Block:
     ``q [rows, heads, queries, dim]``, ``k`` and ``v`` with the same number of heads. Sequences lie at the left:
     row ``b`` has ``query_lengths[b]`` queries and ``key_lengths[b]`` keys (``None``: all). ``aligned`` says that
     every row has as many keys as queries; ``every_row_sees`` that no query is known to be without a key. ``bias`` is
-    added per key, ``[rows, heads or 1, keys]``, and ``pairs`` per pair.
+    added per key, ``[rows, heads or 1, keys]``, and ``pairs`` per pair; ``shown`` returns what the pattern shows and is
+    ``None`` where it shows all.
     """
 
     q: Tensor
@@ -42,19 +45,23 @@ class Block:
     dropout: float
     need: str
     memo: dict[Any, Any] | None
+    memo_key: Any
+    shown: Callable[[], Tensor] | None
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether causality is the lower triangle; padding at the right is then hidden from all true queries."""
+        return self.causal and self.aligned
 
     @property
     def is_triangular(self) -> bool:
-        """Whether causality is the lower triangle; padding at the right is then hidden from all true queries.
-
-        Beside a mask there is no flag for it.
-        """
-        return self.causal and self.aligned and self.pairs is None
+        """Whether queries see the lower triangle, nothing else is hidden by a rule, and no mask adds anything."""
+        return self.is_lower and self.shown is None and self.pairs is None
 
     def visible_keys(self) -> Bool[Tensor, "rows_or_1 heads_or_1 keys"] | None:
         """Return the keys that are not hidden from all queries, or ``None`` if no key is."""
         visible = None
-        if self.key_lengths is not None and not self.is_triangular:
+        if self.key_lengths is not None and not self.is_lower:
             visible = before(self.key_lengths, self.k.shape[2])
         if self.key_mask is not None:
             visible = _both(visible, self.key_mask[:, None])
@@ -83,7 +90,7 @@ class Block:
         """
         if self.memo is None or self.bias is not None or self.pairs is not None:
             return self._mask()
-        key = (self.causal, self.q.dtype)
+        key = (self.causal, self.q.dtype, self.memo_key)
         if key not in self.memo:
             self.memo[key] = self._mask()
         kept: tuple[Tensor | None, Tensor | None] = self.memo[key]
@@ -94,10 +101,14 @@ class Block:
         visible = _both(None if keys is None else keys[:, :, None], self.triangle())
         if self.pairs is not None:
             visible = _both(visible, ~self.pairs.detach().isneginf())
+        if self.shown is not None:
+            visible = _both(visible, self.shown())
         if visible is None:
             return None, None
         is_free = self.bias is None and self.pairs is None
         sees = None if self.every_row_sees and is_free else visible.any(-1)
+        if self.shown is not None and sees is not None and sees.all():
+            sees = None
         hidden = ~visible if sees is None else ~visible & sees[..., None]
         zeros = torch.zeros(hidden.shape, dtype=self.q.dtype, device=self.q.device)
         return zeros.masked_fill_(hidden, -torch.inf), sees
@@ -121,7 +132,7 @@ def run_rectangles(problem: Problem, solve: Callable[[Block], Solved], kernel: s
     Parameters
     ----------
     problem
-        The call; its pattern is dense.
+        The call.
     solve
         Computes one rectangle.
     kernel
@@ -251,20 +262,24 @@ def _block(
 ) -> Block:
     # A single query sees all keys up to the last: causality is then no restriction, and needs no mask.
     causal = problem.causal and q.shape[2] > 1
+    masked = is_masked(problem)
+    labelled = problem.pattern.has_labels
     return Block(
         q,
         _all_heads(k, q.shape[1]),
         _all_heads(v, q.shape[1]),
         causal,
         aligned,
-        bucket is not None and (bucket.every_row_sees or not causal),
+        bucket is not None and (bucket.every_row_sees or not causal) and not masked,
         bias,
         pairs,
         *lengths,
         problem.scale,
         problem.dropout,
         problem.need,
-        None if bucket is None else bucket.memo,
+        None if bucket is None or labelled else bucket.memo,
+        problem.pattern if masked else None,
+        partial(shown, problem, bucket, lengths[1]) if masked else None,
     )
 
 

@@ -6,13 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqattn.attention.costs import Work
 from seqattn.attention.kernel import NEEDS, Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.rectangles import all_finite, empty_attention, statistic_dtype
 from seqattn.attention.terms import Terms
-
-CALL_US = 400.0
-PAIR_NS = 10.0
 
 
 class Reference(Kernel):
@@ -33,7 +31,7 @@ class Reference(Kernel):
     def cost(self, problem: Problem) -> float:
         """Return the time of a Python loop over the sequences."""
         pairs = problem.batch * problem.heads * problem.queries * problem.keys
-        return (CALL_US * problem.batch + PAIR_NS * pairs / 1000) * (3.0 if problem.training else 1.0)
+        return problem.time(self.name, Work(problem.batch, 0, pairs, problem.width, 0))
 
     def run(self, problem: Problem) -> Attention:
         """Compute all sequences and put them together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqattn.attention import gpu
+from seqattn.attention.costs import Work
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import to_slots
+from seqattn.attention.masks import MASKED, is_masked, mask_limits, mask_pairs
 from seqattn.attention.rectangles import (
     Block,
     Solved,
@@ -29,12 +32,10 @@ from seqattn.attention.rectangles import (
     statistic_dtype,
     sum_is_finite,
 )
+from seqattn.attention.unfused import Unfused, again_backward, unfused, unfused_backward
 
-# Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32.
-CALL_US = (40.0, 130.0)
-PAIR_NS = 1.3
-PAIR_NS_PER_WIDTH = 0.04
-BACKWARD = 3.2
+# Under the causal flag keys beyond this many after the first query of a block are left out.
+KEY_BLOCK = 512
 # The feature of a key that is hidden: its score is so low that its weight is exactly 0, and finite.
 HIDDEN = -1e30
 # With fewer keys than this, NaN scores may come out as 0; the widest vector registers hold 16 numbers today.
@@ -52,7 +53,7 @@ class Fused(Kernel):
     capability = Capability(
         devices=("cpu", "cuda"),
         dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        patterns=("dense",),
+        patterns=MASKED,
         biases=("key", "separable", "relative", "dense"),
         needs=("output", "lse"),
         lse_gradient=False,
@@ -67,18 +68,37 @@ class Fused(Kernel):
     )
 
     def limits(self, problem: Problem) -> list[str]:
-        """Return what only holds on a GPU."""
-        return [] if problem.q.device.type == "cpu" else gpu_refusals(problem)
+        """Return what a mask cannot hold, and what only holds on a GPU."""
+        on_gpu = [] if problem.q.device.type == "cpu" else gpu_refusals(problem)
+        return [*mask_limits(problem), *on_gpu]
 
     def cost(self, problem: Problem) -> float:
-        """Return the time of the calls and of the pairs in their rectangles."""
-        calls, pairs = problem.pairs()
-        width = max(problem.q.shape[-1], problem.v.shape[-1])
-        if problem.q.device.type != "cpu":
-            size = problem.q.element_size()
-            return gpu.microseconds(calls, pairs, width, size, 0, problem.training)
-        work = pairs * (PAIR_NS + PAIR_NS_PER_WIDTH * width) / 1000
-        return calls * CALL_US[problem.training] + work * (BACKWARD if problem.training else 1.0)
+        """Return the time of the calls, of the pairs in their rectangles, and of what is gathered for them."""
+        work = self.work(problem)
+        if problem.q.device.type == "cpu":
+            return problem.time(self.name, work)
+        size = problem.q.element_size()
+        return gpu.microseconds(int(work.steps), work.pairs, problem.width, size, 0, problem.training)
+
+    def work(self, problem: Problem) -> Work:
+        """Return what is done in a call.
+
+        Parameters
+        ----------
+        problem
+            The call.
+        """
+        return rectangle_work(problem, is_fused=True)
+
+    def bucket_costs(self, problem: Problem) -> list[float]:
+        """Return the time of each rectangle alone.
+
+        Parameters
+        ----------
+        problem
+            The call.
+        """
+        return bucket_costs(self.name, problem, is_fused=True)
 
     def run(self, problem: Problem) -> Attention:
         """Compute one fused call per rectangle."""
@@ -86,8 +106,7 @@ class Fused(Kernel):
             return empty_attention(problem, self.name)
         low = lowered(problem)
         if low.layout is not None and low.q.device.type == "cpu":
-            output, lse, finite = _Packed.apply(low.q, low.k, low.v, low)
-            result = Attention(output, None, lse, {"kernel": self.name, "finite": finite})
+            result = run_packed(low, [False] * len(low.plan().buckets), self.name)
         else:
             result = run_rectangles(low, _solve, self.name)
         return result if low is problem else raised(result, problem)
@@ -278,23 +297,81 @@ def _launched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def rectangle_work(problem: Problem, is_fused: bool) -> Work:
+    """Return what a kernel for rectangles does in a call.
+
+    Parameters
+    ----------
+    problem
+        The call.
+    is_fused
+        Whether the causal flag saves pairs.
+    """
+    sizes = problem.rectangles()
+    pairs = sum(_pairs(problem, size, is_fused) for size in sizes) * problem.heads
+    row = problem.heads * problem.width * problem.q.element_size()
+    moved = 0.0 if problem.layout is None else 4.0 * row * sum(rows * queries for rows, queries, _ in sizes)
+    decided = 0
+    if is_masked(problem) and (problem.layout is None or problem.pattern.has_labels):
+        decided = mask_pairs(problem)
+    matrices = problem.batch * problem.heads
+    return Work(len(sizes), matrices, pairs, problem.width, moved, decided)
+
+
+def bucket_costs(kernel: str, problem: Problem, is_fused: bool) -> list[float]:
+    """Return the time of each rectangle alone, in microseconds.
+
+    Parameters
+    ----------
+    kernel
+        Name of the kernel.
+    problem
+        The call.
+    is_fused
+        Whether the causal flag saves pairs.
+    """
+    heads = problem.heads
+    call = problem.time(kernel, Work(0, 0, 0, problem.width, 0))
+    works = [
+        Work(1, size[0] * heads, _pairs(problem, size, is_fused) * heads, problem.width, 0)
+        for size in problem.rectangles()
+    ]
+    return [problem.time(kernel, work) - call for work in works]
+
+
+def _pairs(problem: Problem, size: tuple[int, int, int], is_fused: bool) -> float:
+    """Return how many pairs of a rectangle are computed."""
+    rows, queries, keys = size
+    if is_fused and problem.causal and problem.aligned and not is_masked(problem):
+        keys = min(keys, (keys + KEY_BLOCK) // 2)
+    return float(rows * queries * keys)
+
+
 class _Packed(torch.autograd.Function):
-    """All rectangles of a packed call as one step of the gradient graph: a third of the overhead of many steps."""
+    """All rectangles of a packed call as one step of the gradient graph: a third of the overhead of many steps.
+
+    ``ways`` says of each rectangle whether it is computed unfused.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, _q: Tensor, _k: Tensor, _v: Tensor, problem: Problem
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, problem: Problem, ways: Sequence[bool]
     ) -> tuple[Tensor, Tensor | None, bool | None]:
         kept: list[Tensor | None] = []
         parts = []
         blocks = packed_blocks(problem)
-        for block in blocks:
-            mask, sees = _mask(block)
-            output, lse = _call(block, mask)
-            kept += [block.q, block.k, block.v, output, lse, mask, sees]
-            parts.append(_solved(block, output, lse, sees))
-        ctx.save_for_backward(*kept)
-        ctx.plan, ctx.scale = problem.plan(), problem.scale
+        for block, is_unfused in zip(blocks, ways, strict=True):
+            mask, sees = block.mask() if is_unfused else _mask(block)
+            if is_unfused:
+                output, weights = unfused(block.q, block.k, block.v, mask, block.scale)
+                parts.append(solved_unfused(block, output, sees))
+                kept += [block.q, block.k, block.v, None, weights, None, sees]
+            else:
+                output, lse = _call(block, mask)
+                parts.append(_solved(block, output, lse, sees))
+                kept += [block.q, block.k, block.v, output, lse, mask, sees]
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.problem, ctx.ways = problem, ways
         ctx.triangular = [block.is_triangular for block in blocks]
         result = join(problem, parts, "")
         if result.lse is not None:
@@ -304,19 +381,72 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        plan, kept = ctx.plan, ctx.saved_tensors
-        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grads = to_slots(grad_output, plan.query, blank=True)
-        parts = []
-        for place, grad in enumerate(cut(grads, plan.buckets, 0)):
-            q, k, v, output, lse, mask, sees = kept[7 * place : 7 * place + 7]
+        return *_packed_backward(ctx, grad_output), None, None
+
+
+class _PackedUnfused(_Packed):
+    """The same where no rectangle is fused: there is a second derivative then."""
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return *_packed_backward(ctx, grad_output), None, None
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return run_rectangles(replace(ctx.problem, q=q, k=k, v=v), solve_unfused, "").output
+
+        return *again_backward(run, ctx.saved_tensors[:3], grad_output), None, None
+
+
+def _packed_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of packed q, k and v."""
+    plan, scale, kept = ctx.problem.plan(), ctx.problem.scale, ctx.saved_tensors[3:]
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grads = to_slots(grad_output, plan.query, blank=True)
+    parts = []
+    for place, grad in enumerate(cut(grads, plan.buckets, 0)):
+        q, k, v, output, second, mask, sees = kept[7 * place : 7 * place + 7]
+        grad = only(grad, sees)
+        if ctx.ways[place]:
+            parts.append(unfused_backward(grad, q, k, v, second, scale))
+        else:
             triangular = ctx.triangular[place]
-            parts.append(
-                fused(
-                    only(grad, sees), q, k, v, output, lse, 0.0, triangular, attn_mask=mask, scale=ctx.scale
-                )
-            )
-        sides = (plan.query, plan.key, plan.key)
-        return *(
-            join_rows(list(part), side) for part, side in zip(zip(*parts, strict=True), sides, strict=True)
-        ), None
+            found = fused(grad, q, k, v, output, second, 0.0, triangular, attn_mask=mask, scale=scale)
+            parts.append(found)
+    sides = (plan.query, plan.key, plan.key)
+    return tuple(
+        join_rows(list(part), side) for part, side in zip(zip(*parts, strict=True), sides, strict=True)
+    )
+
+
+def run_packed(problem: Problem, ways: Sequence[bool], kernel: str) -> Attention:
+    """Return the result of a packed call on the CPU, from its :func:`lowered` form.
+
+    Parameters
+    ----------
+    problem
+        The call.
+    ways
+        Of each rectangle, whether it is computed unfused.
+    kernel
+        Name for ``stats``.
+    """
+    step = _PackedUnfused if all(ways) else _Packed
+    output, lse, finite = step.apply(problem.q, problem.k, problem.v, problem, ways)
+    return Attention(output, None, lse, {"kernel": kernel, "finite": finite})
+
+
+def solve_unfused(block: Block) -> Solved:
+    """Return the output of a rectangle, computed unfused."""
+    mask, sees = block.mask()
+    output = Unfused.apply(block.q, block.k, block.v, mask, block.scale)
+    return solved_unfused(block, output, sees)
+
+
+def solved_unfused(block: Block, output: Tensor, sees: Tensor | None) -> Solved:
+    """Return an output with nothing in the rows that see no key; it also tells whether the inputs were finite."""
+    finite = None
+    if output.device.type == "cpu":
+        # Weights of 0 hide nothing that is not finite: 0 times NaN is NaN.
+        finite = sum_is_finite(output) if sees is None else all_finite(block.q, block.k, block.v, None)
+    return Solved(only(output, sees), finite)

@@ -1,6 +1,6 @@
 """A second look at a call: its weights as exp(score - lse), block by block, from the log-sums that a kernel found.
 
-The kernel runs as for the output alone, so nothing that is asked for here can change the output.
+The output is that of a kernel that gives log-sums; it differs from that of any other by rounding only.
 """
 
 from __future__ import annotations

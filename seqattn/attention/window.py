@@ -14,18 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from seqattn.attention.biases import Relative
+from seqattn.attention.costs import Work
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.packing import run_packed
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.rectangles import all_finite, empty_attention
 from seqattn.attention.sdpa import HIDDEN, lowered, raised
-from seqattn.attention.tiles import BLOCK, Part, Plan, Tile, make_plan
+from seqattn.attention.tiles import BLOCK, CALL_SIZE, Part, Plan, Tile, make_plan
 
-# Microseconds per call and nanoseconds per (query, key, head) pair, torch 2.13, one thread, float32.
-CALL_US = (300.0, 900.0)
-PAIR_NS = 2.5
-BACKWARD = 3.5
 # The log-sum of a query that does not count: all its weights are then 0.
 SILENT = 1e30
 # A log-sum below this is one of hidden keys only.
@@ -52,11 +49,26 @@ class Window(Kernel):
     )
 
     def cost(self, problem: Problem) -> float:
-        """Return the time of a few calls and of the pairs in their tiles."""
-        tokens = problem.batch * problem.queries if problem.layout is None else problem.layout.n_tokens
-        keys = min(problem.keys, BLOCK + problem.pattern.reach(problem.keys))
-        work = tokens * keys * problem.heads * PAIR_NS / 1000
-        return CALL_US[problem.training] + work * (BACKWARD if problem.training else 1.0)
+        """Return the time of the tiles: their calls, their pairs, what is gathered for them."""
+        return problem.time(self.name, self.work(problem))
+
+    def work(self, problem: Problem) -> Work:
+        """Return what is done in a call.
+
+        Parameters
+        ----------
+        problem
+            The call.
+        """
+        pattern, heads, tokens = problem.pattern, problem.heads, problem.tokens
+        segment = max(1.0, min(problem.keys, tokens / max(1, problem.batch), pattern.segment(problem.keys)))
+        keys = min(segment, BLOCK + pattern.reach(problem.keys))
+        row = heads * problem.width * problem.q.element_size()
+        moved = tokens * row * (2 + 2 * keys / BLOCK)
+        steps = 3 + tokens * keys / BLOCK * heads * problem.width / CALL_SIZE
+        decided = tokens * (heads if pattern.by_head else 1) if pattern.has_labels else 0
+        matrices = tokens * heads / min(segment, BLOCK)
+        return Work(steps, matrices, tokens * keys * heads, problem.width, moved, decided)
 
     def run(self, problem: Problem) -> Attention:
         """Compute the tiles of a packed call; padded input is packed before."""

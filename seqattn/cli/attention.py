@@ -56,6 +56,36 @@ def _shape(command: Any) -> Any:
     return command
 
 
+def _constants() -> Path:
+    """Return where the constants of this machine are kept."""
+    from seqattn.data.catalog import cache_folder
+
+    return cache_folder() / "attention.json"
+
+
+@attention.command(epilog=example("attention calibrate"))
+@options()
+@click.option("--again", is_flag=True, help="Measure even if this machine was measured before.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each call.")
+def calibrate(again: bool, rounds: int) -> None:
+    """Measure what each kernel costs on this machine, and keep it in the cache folder for explain and bench."""
+    from seqattn.attention import calibrate as measure
+
+    path = _constants()
+    found = measure(path=path, again=again, rounds=rounds)
+    note(f"{'Read from' if found.is_loaded else 'Written to'} {path}.")
+    show({"rows": found.rows(), "path": str(path), "is_loaded": found.is_loaded}, str(found))
+
+
+def _use_constants() -> None:
+    """Go by the constants of this machine if they were measured."""
+    from seqattn.attention.costs import COSTS, load
+
+    kept = load(_constants())
+    if kept is not None:
+        COSTS.use(kept)
+
+
 @attention.command(epilog=example("attention explain --pattern dilated --length 4000"))
 @options()
 @click.option("--pattern", default="dense", show_default=True, help="Name of a pattern.")
@@ -70,13 +100,17 @@ def explain(
     """Print which kernel a call takes, and what speaks against each other one."""
     from seqattn.attention import explain as explained
 
+    _use_constants()
     shape = (batch, heads, length, width)
     found = explained(shape, shape, shape, pattern=pattern, causal=causal, training=backward)
     candidates = [
         {"kernel": one.kernel, "microseconds": one.cost, "refusals": list(one.refusals)}
         for one in found.candidates
     ]
-    show({"kernel": found.kernel, "call": found.call, "candidates": candidates}, str(found))
+    show(
+        {"kernel": found.kernel, "call": found.call, "candidates": candidates, "costs": found.costs},
+        str(found),
+    )
 
 
 @attention.command(
@@ -99,11 +133,14 @@ def explain(
 @click.option("--patterns", metavar="A,B", callback=_names, help="Patterns.  [default: all there are]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each method.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
+@click.option(
+    "--peers", is_flag=True, help="Measure local-attention, routing_transformer and x-transformers too."
+)
 @click.option("--output", metavar="DIR", help="Folder for bench.csv, bench.md and bench.png.")
 @_shape
 def bench(
-    lengths: list[int], widths: list[int], patterns: list[str], rounds: int, threads: int, output: str | None,
-    **shape: Any,
+    lengths: list[int], widths: list[int], patterns: list[str], rounds: int, threads: int, peers: bool,
+    output: str | None, **shape: Any,
 ) -> None:  # fmt: skip
     """Measure time, memory and error of patterns on this machine, beside the fused dense call."""
     from seqattn import benchmark
@@ -111,7 +148,8 @@ def bench(
     from seqattn.report import table, write_table
     from seqattn.train.folder import make_folder
 
-    names = benchmark.methods(patterns)
+    _use_constants()
+    names = benchmark.methods(patterns, peers)
     cases = [benchmark.Case(length, width, **shape) for width in widths for length in lengths]
     if output is not None:
         make_folder(Path(output))

@@ -136,8 +136,9 @@ UNTILED = {"dense", "wide", "wide and prefix", "wide neighborhood", "common labe
 
 # Every kernel is named here with every kind of pattern that it computes.
 WAYS = (
-    Way("plain", "dense"),
-    Way("sdpa", "dense"),
+    *(Way("plain", pattern) for pattern in ("dense", "segments per head")),
+    *(Way("sdpa", pattern) for pattern in ("dense", "neighborhood", "segments or prefix")),
+    Way("mixed", "dense"),
     *(
         Way("reference", pattern)
         for pattern in (

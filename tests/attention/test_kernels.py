@@ -334,7 +334,9 @@ def test_labels_of_keys_that_do_not_fit_are_refused():
 
 
 def test_common_labels_are_taken_by_their_kernel_and_joined_ones_by_the_reference():
-    q, k = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4)
-    pattern = Segments(torch.zeros(1, 3, dtype=torch.int64), key_labels=torch.zeros(1, 5, dtype=torch.int64))
+    q, k = torch.zeros(8, 2, 60, 4), torch.zeros(8, 2, 50, 4)
+    pattern = Segments(
+        torch.zeros(8, 60, dtype=torch.int64), key_labels=torch.zeros(8, 50, dtype=torch.int64)
+    )
     assert attend(q, k, k, pattern=pattern).stats["kernel"] == "groups"
     assert attend(q, k, k, pattern=pattern & Local(2, 2)).stats["kernel"] == "reference"
