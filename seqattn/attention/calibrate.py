@@ -26,7 +26,9 @@ __all__ = ["Calibration", "calibrate"]
 
 # Sequences, tokens of each, heads, width, causal: from where calls cost most to where pairs do.
 SIZES = (
-    (1, 8, 2, 16, True), (32, 16, 2, 16, True), (32, 37, 2, 16, True), (16, 64, 4, 32, True), (16, 37, 4, 64, False),
+    (1, 8, 2, 16, True), (300, 8, 2, 64, True), (300, 8, 2, 16, True), (400, 12, 2, 32, True), (200, 12, 4, 8, True),
+    (32, 16, 2, 16, True), (80, 20, 2, 16, True), (80, 30, 4, 16, False), (32, 37, 2, 16, True),
+    (16, 37, 4, 64, False), (16, 64, 4, 32, True),
     (8, 128, 4, 32, False), (4, 256, 4, 64, True), (4, 256, 4, 16, False), (2, 512, 4, 32, True),
     (1, 1024, 2, 64, True),
 )  # fmt: skip
@@ -62,6 +64,7 @@ class Calibration:
                 "rectangle µs": rates.step,
                 "matrix ns": rates.matrix,
                 "pair ns": rates.pair,
+                "single ns": rates.single,
                 "feature ns": rates.feature,
                 "byte ns": rates.byte,
                 "decision ns": rates.decision,
@@ -109,8 +112,8 @@ def calibrate(*, path: str | Path | None = None, again: bool = False, rounds: in
     Notes
     -----
     A call is taken to last ``call + rectangles * rectangle + matrices * matrix + pairs * (pair + width * feature) +
-    bytes * byte + decisions * decision``; the constants are fitted to the measured times with relative errors,
-    none below 0.
+    singles * single + bytes * byte + decisions * decision``, see ``costs.py``; the constants are fitted to the
+    measured times with relative errors, none below 0.
     """
     if rounds < 1:
         raise ParameterError(f"rounds must be 1 or more, got {rounds}.")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from seqattn.errors import ParameterError
+
+# Numbers in a vector register of the widest kind, float32.
+LANES = 16
 
 
 class Work(NamedTuple):
@@ -25,6 +28,8 @@ class Work(NamedTuple):
         Number of score matrices in them: one per head and sequence, or tile.
     pairs
         Pairs of query, key and head in them.
+    single
+        Those of them that do not fill a vector register and go through it one at a time.
     width
         Numbers in a row of one head.
     moved
@@ -36,15 +41,15 @@ class Work(NamedTuple):
     steps: float
     matrices: float
     pairs: float
+    single: float
     width: int
     moved: float
     decided: float = 0.0
 
     def terms(self) -> tuple[float, ...]:
         """Return the factors of the constants of :class:`Rates`, in their order."""
-        pairs = self.pairs / 1000
-        matrices, moved, decided = self.matrices / 1000, self.moved / 1000, self.decided / 1000
-        return 1.0, self.steps, matrices, pairs, pairs * self.width, moved, decided
+        fine = (self.matrices, self.pairs, self.single, self.pairs * self.width, self.moved, self.decided)
+        return 1.0, self.steps, *(x / 1000 for x in fine)
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Rates:
         Microseconds per call of ``attend``, and per rectangle.
     matrix
         Nanoseconds per matrix.
-    pair, feature
-        Nanoseconds per pair, and per pair and number in a row.
+    pair, single, feature
+        Nanoseconds per pair, more per pair that goes alone, and per pair and number in a row.
     byte
         Nanoseconds per byte moved, one over gigabytes per second.
     decision
@@ -69,19 +74,31 @@ class Rates:
     step: float
     matrix: float
     pair: float
+    single: float
     feature: float
     byte: float
     decision: float
 
-    def time(self, work: Work) -> float:
+    def time(self, work: Work, itemsize: int = 4) -> float:
         """Return the expected time in microseconds.
 
         Parameters
         ----------
         work
             What is done.
+        itemsize
+            Bytes of a number; the constants are those of float32.
         """
-        return sum(rate * term for rate, term in zip(astuple(self), work.terms(), strict=True))
+        wide = max(itemsize / 4, 1.0)
+        pair = wide * (self.pair + work.width * self.feature)
+        fine = (
+            work.matrices * self.matrix
+            + work.pairs * pair
+            + work.single * self.single
+            + work.moved * self.byte
+            + work.decided * self.decision
+        )
+        return self.call + work.steps * self.step + fine / 1000
 
 
 class Key(NamedTuple):
@@ -94,14 +111,14 @@ class Key(NamedTuple):
 
 # torch 2.13, one thread of a server with AVX-512, float32; ``seqattn attention calibrate`` measures them anew.
 TABLE = {
-    Key("cpu", "sdpa", False): Rates(0, 130, 420, 0.69, 0.042, 0.19, 14),
-    Key("cpu", "sdpa", True): Rates(0, 300, 740, 2.3, 0.128, 0.8, 12),
-    Key("cpu", "plain", False): Rates(0, 125, 0, 1.5, 0.052, 0.27, 9),
-    Key("cpu", "plain", True): Rates(0, 300, 540, 4.4, 0.128, 0.77, 10),
-    Key("cpu", "window", False): Rates(100, 0, 1290, 0.32, 0, 0.56, 390),
-    Key("cpu", "window", True): Rates(420, 0, 2650, 0.24, 0, 1.8, 500),
-    Key("cpu", "reference", False): Rates(0, 400, 0, 10, 0, 0, 0),
-    Key("cpu", "reference", True): Rates(0, 1200, 0, 30, 0, 0, 0),
+    Key("cpu", "sdpa", False): Rates(56, 76, 0, 0.5, 9.8, 0.046, 0.18, 9.4),
+    Key("cpu", "sdpa", True): Rates(12, 268, 450, 1.2, 13.4, 0.169, 0.59, 13),
+    Key("cpu", "plain", False): Rates(26, 81, 290, 1.3, 20, 0.05, 0.15, 8.3),
+    Key("cpu", "plain", True): Rates(81, 173, 150, 2.7, 30, 0.145, 0.52, 7.5),
+    Key("cpu", "window", False): Rates(0, 26, 530, 0.42, 6.9, 0.04, 0.17, 360),
+    Key("cpu", "window", True): Rates(118, 0, 2140, 1.1, 20, 0.127, 0.71, 710),
+    Key("cpu", "reference", False): Rates(0, 400, 0, 10, 0, 0, 0, 0),
+    Key("cpu", "reference", True): Rates(0, 1200, 0, 30, 0, 0, 0, 0),
 }
 
 
@@ -207,17 +224,3 @@ def load(path: Path) -> dict[Key, Rates] | None:
         raise ParameterError(
             f"{path} holds no constants of attention kernels ({error!r}). Remove it and calibrate again."
         ) from error
-
-
-def scaled(rates: Rates, itemsize: int) -> Rates:
-    """Return the constants for numbers of another size than float32's.
-
-    Parameters
-    ----------
-    rates
-        Those for float32.
-    itemsize
-        Bytes of a number.
-    """
-    factor = max(itemsize / 4, 1.0)
-    return replace(rates, pair=rates.pair * factor, feature=rates.feature * factor)

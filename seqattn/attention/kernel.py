@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqattn.attention.band import WeightBand
-from seqattn.attention.costs import COSTS, Work, scaled
+from seqattn.attention.costs import COSTS, Work
 from seqattn.attention.layout import Layout, Plan
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.reducers import Reducer
@@ -191,7 +191,7 @@ class Problem:
             What it does.
         """
         rates = COSTS.rates(self.q.device.type, kernel, self.training)
-        return scaled(rates, self.q.element_size()).time(work)
+        return rates.time(work, self.q.element_size())
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Mixed(Kernel):
 
     def cost(self, problem: Problem) -> float:
         """Return the time of the cheaper way for each rectangle."""
+        if problem.layout is None:
+            return min(FUSED.cost(problem), PLAIN.cost(problem))
         ways = _ways(problem)
         if len(set(ways)) < 2:
             return (PLAIN if any(ways) else FUSED).cost(problem)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqattn.attention import gpu
-from seqattn.attention.costs import Work
+from seqattn.attention.costs import LANES, Work
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import to_slots
 from seqattn.attention.masks import MASKED, is_masked, mask_limits, mask_pairs
@@ -315,7 +315,8 @@ def rectangle_work(problem: Problem, is_fused: bool) -> Work:
     if is_masked(problem) and (problem.layout is None or problem.pattern.has_labels):
         decided = mask_pairs(problem)
     matrices = problem.batch * problem.heads
-    return Work(len(sizes), matrices, pairs, problem.width, moved, decided)
+    single = sum(_single(size, is_fused) for size in sizes) * problem.heads
+    return Work(len(sizes), matrices, pairs, single, problem.width, moved, decided)
 
 
 def bucket_costs(kernel: str, problem: Problem, is_fused: bool) -> list[float]:
@@ -331,12 +332,25 @@ def bucket_costs(kernel: str, problem: Problem, is_fused: bool) -> list[float]:
         Whether the causal flag saves pairs.
     """
     heads = problem.heads
-    call = problem.time(kernel, Work(0, 0, 0, problem.width, 0))
+    call = problem.time(kernel, Work(0, 0, 0, 0, problem.width, 0))
     works = [
-        Work(1, size[0] * heads, _pairs(problem, size, is_fused) * heads, problem.width, 0)
+        Work(
+            1,
+            size[0] * heads,
+            _pairs(problem, size, is_fused) * heads,
+            _single(size, is_fused) * heads,
+            problem.width,
+            0,
+        )
         for size in problem.rectangles()
     ]
     return [problem.time(kernel, work) - call for work in works]
+
+
+def _single(size: tuple[int, int, int], is_fused: bool) -> int:
+    """Return how many pairs go alone: the last ones of a row in the fused call, all of a short one in a softmax."""
+    rows, queries, keys = size
+    return rows * queries * (keys % LANES if is_fused or keys < LANES else 0)
 
 
 def _pairs(problem: Problem, size: tuple[int, int, int], is_fused: bool) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from seqattn.attention.biases import Relative
-from seqattn.attention.costs import Work
+from seqattn.attention.costs import LANES, Work
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.packing import run_packed
@@ -23,6 +23,8 @@ from seqattn.attention.rectangles import all_finite, empty_attention
 from seqattn.attention.sdpa import HIDDEN, lowered, raised
 from seqattn.attention.tiles import BLOCK, CALL_SIZE, Part, Plan, Tile, make_plan
 
+# What making the tiles costs before the first token, in decisions.
+PLANNED = 1500
 # The log-sum of a query that does not count: all its weights are then 0.
 SILENT = 1e30
 # A log-sum below this is one of hidden keys only.
@@ -64,11 +66,17 @@ class Window(Kernel):
         segment = max(1.0, min(problem.keys, tokens / max(1, problem.batch), pattern.segment(problem.keys)))
         keys = min(segment, BLOCK + pattern.reach(problem.keys))
         row = heads * problem.width * problem.q.element_size()
-        moved = tokens * row * (2 + 2 * keys / BLOCK)
-        steps = 3 + tokens * keys / BLOCK * heads * problem.width / CALL_SIZE
+        block = min(segment, BLOCK)
+        moved = tokens * row * (2 + 2 * keys / block)
+        steps = 3 + tokens * keys / block * heads * problem.width / CALL_SIZE
         decided = tokens * (heads if pattern.by_head else 1) if pattern.has_labels else 0
-        matrices = tokens * heads / min(segment, BLOCK)
-        return Work(steps, matrices, tokens * keys * heads, problem.width, moved, decided)
+        if problem.layout is None:
+            # A layout and its tiles are made for this call alone, and the sequences are packed and spread.
+            decided += PLANNED + tokens
+            moved += 4 * tokens * row
+        matrices = tokens * heads / block
+        single = tokens * heads * (int(keys) % LANES)
+        return Work(steps, matrices, tokens * keys * heads, single, problem.width, moved, decided)
 
     def run(self, problem: Problem) -> Attention:
         """Compute the tiles of a packed call; padded input is packed before."""

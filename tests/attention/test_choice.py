@@ -50,8 +50,8 @@ def prices(fused, plain):
     """Return constants with which a pair costs so many nanoseconds, and a rectangle a microsecond."""
     found = {}
     for training in (False, True):
-        found[Key("cpu", "sdpa", training)] = Rates(0, 20, 0, fused, 0, 0, 0)
-        found[Key("cpu", "plain", training)] = Rates(0, 1, 0, plain, 0, 0, 0)
+        found[Key("cpu", "sdpa", training)] = Rates(0, 20, 0, fused, 0, 0, 0, 0)
+        found[Key("cpu", "plain", training)] = Rates(0, 1, 0, plain, 0, 0, 0, 0)
     return found
 
 
@@ -135,9 +135,21 @@ def test_the_unfused_backward_pass_has_a_derivative_of_its_own(layout):
 
 
 def test_a_call_costs_the_sum_of_its_terms():
-    rates = Rates(call=1, step=2, matrix=13, pair=3, feature=5, byte=7, decision=11)
-    work = Work(steps=10, matrices=1000, pairs=1000, width=4, moved=2000, decided=3000)
-    assert rates.time(work) == 1 + 20 + 13 + 3 + 20 + 14 + 33
+    rates = Rates(call=1, step=2, matrix=13, pair=3, single=17, feature=5, byte=7, decision=11)
+    work = Work(steps=10, matrices=1000, pairs=1000, single=500, width=4, moved=2000, decided=3000)
+    assert rates.time(work) == 1 + 20 + 13 + 3 + 8.5 + 20 + 14 + 33
+    assert rates.time(work, itemsize=8) == 1 + 20 + 13 + 6 + 8.5 + 40 + 14 + 33
+    each = (
+        rates.call,
+        rates.step,
+        rates.matrix,
+        rates.pair,
+        rates.single,
+        rates.feature,
+        rates.byte,
+        rates.decision,
+    )
+    assert sum(rate * term for rate, term in zip(each, work.terms(), strict=True)) == rates.time(work)
     fresh = Costs(TABLE)
     assert fresh.rates("cuda", "sdpa", training=True) == TABLE[Key("cpu", "sdpa", True)]
     assert not fresh.is_measured
@@ -181,6 +193,6 @@ def test_calibration_finds_what_long_calls_cost_and_touches_no_random_state(tmp_
     for (_, kernel, training), rates in found.rates.items():
         assert min(vars(rates).values()) >= 0
         # A pair of width 64 takes from 0.3 to 300 nanoseconds on any machine.
-        more = rates.time(Work(0, 0, 2e6, 64, 0)) - rates.time(Work(0, 0, 1e6, 64, 0))
+        more = rates.time(Work(0, 0, 2e6, 0, 64, 0)) - rates.time(Work(0, 0, 1e6, 0, 64, 0))
         if kernel != "window":
             assert 3e2 < more < 3e5, (kernel, training)
