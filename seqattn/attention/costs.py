@@ -20,7 +20,7 @@ LANES = 16
 class Work(NamedTuple):
     """What a kernel does in a call.
 
-    Parameters
+    Attributes
     ----------
     steps
         Number of rectangles.

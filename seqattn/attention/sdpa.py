@@ -32,7 +32,7 @@ from seqattn.attention.rectangles import (
     statistic_dtype,
     sum_is_finite,
 )
-from seqattn.attention.unfused import Unfused, again_backward, unfused, unfused_backward
+from seqattn.attention.unfused import again_backward, unfused, unfused_backward, unfused_output
 
 # Under the causal flag keys beyond this many after the first query of a block are left out.
 KEY_BLOCK = 512
@@ -453,7 +453,7 @@ def run_packed(problem: Problem, ways: Sequence[bool], kernel: str) -> Attention
 def solve_unfused(block: Block) -> Solved:
     """Return the output of a rectangle, computed unfused."""
     mask, sees = block.mask()
-    output = Unfused.apply(block.q, block.k, block.v, mask, block.scale)
+    output = unfused_output(block.q, block.k, block.v, mask, block.scale)
     return solved_unfused(block, output, sees)
 
 

@@ -63,7 +63,7 @@ def unfused_backward(
     return of_q, of_k, of_v
 
 
-class Unfused(torch.autograd.Function):
+class _Unfused(torch.autograd.Function):
     """One rectangle as one step of the gradient graph; a second derivative goes through the steps of the first."""
 
     @staticmethod
@@ -80,6 +80,18 @@ class Unfused(torch.autograd.Function):
             again = partial(_output, mask=mask, scale=ctx.scale)
             return *again_backward(again, (q, k, v), grad), None, None
         return *unfused_backward(grad, q, k, v, weights, ctx.scale), None, None
+
+
+def unfused_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return the output alone, as one step of the gradient graph; takes what :func:`unfused` takes.
+
+    Parameters
+    ----------
+    q, k, v, mask, scale
+        As for :func:`unfused`.
+    """
+    output: Tensor = _Unfused.apply(q, k, v, mask, scale)
+    return output
 
 
 def _output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
