@@ -264,13 +264,17 @@ def _block(
     causal = problem.causal and q.shape[2] > 1
     masked = is_masked(problem)
     labelled = problem.pattern.has_labels
+    if bucket is None:
+        every_row_sees = aligned and lengths == (None, None, None)
+    else:
+        every_row_sees = bucket.every_row_sees or not causal
     return Block(
         q,
         _all_heads(k, q.shape[1]),
         _all_heads(v, q.shape[1]),
         causal,
         aligned,
-        bucket is not None and (bucket.every_row_sees or not causal) and not masked,
+        every_row_sees and not masked,
         bias,
         pairs,
         *lengths,
