@@ -401,13 +401,27 @@ def _choose(problem: Problem, name: str) -> Kernel:
                 f'Use kernel="auto"{"".join(f" or {one!r}" for one in able)}.'
             )
         return kernel
-    able_kernels = [kernel for kernel in KERNELS.values() if not kernel.refusals(problem)]
-    if not able_kernels:
+    layout, bias, look = problem.layout, problem.bias, problem.look
+    if layout is None or problem.cross or problem.pattern.has_labels:
+        return _cheapest(problem)
+    sizes = (problem.q.shape[1:], problem.k.shape[1:], problem.v.shape[1:], problem.q.dtype)
+    asked = (problem.causal, problem.need, problem.dropout > 0, look is None, problem.training)
+    added = () if bias is None else (*bias.kinds, "learnt", *bias.learnt)
+    # Layers of one batch make the same call: looking again would take 50 microseconds of each.
+    key = ("kernel", problem.pattern, sizes, asked, added, COSTS.is_measured)
+    found: Kernel = layout.keep(key, lambda: _cheapest(problem))
+    return found
+
+
+def _cheapest(problem: Problem) -> Kernel:
+    """Return the cheapest kernel that can do the call."""
+    able = [kernel for kernel in KERNELS.values() if not kernel.refusals(problem)]
+    if not able:
         lines = "; ".join(
             f"{kernel.name}: {', '.join(kernel.refusals(problem))}" for kernel in KERNELS.values()
         )
         raise BackendError(f"No attention kernel can run this call ({problem.words()}). {lines}.")
-    return min(able_kernels, key=lambda kernel: kernel.cost(problem))
+    return min(able, key=lambda kernel: kernel.cost(problem))
 
 
 def _named(name: str) -> Kernel:
