@@ -20,22 +20,10 @@ LANES = 16
 class Work(NamedTuple):
     """What a kernel does in a call.
 
-    Parameters
-    ----------
-    steps
-        Number of rectangles.
-    matrices
-        Number of score matrices in them: one per head and sequence, or tile.
-    pairs
-        Pairs of query, key and head in them.
-    single
-        Those of them that do not fill a vector register and go through it one at a time.
-    width
-        Numbers in a row of one head.
-    moved
-        Bytes that are gathered, at the way there and back.
-    decided
-        Pairs of masks that are made, and rows that are put into order by labels.
+    ``steps`` are rectangles, ``matrices`` the score matrices in them, one per head and sequence, or tile. Of their
+    ``pairs`` of query and key, ``single`` do not fill a vector register and go through it one at a time. ``width`` is
+    how many numbers a row of one head has, ``moved`` the bytes that are gathered there and back, ``decided`` counts
+    pairs of masks that are made and rows that are put into order by labels.
     """
 
     steps: float
