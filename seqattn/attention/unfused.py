@@ -34,7 +34,8 @@ def unfused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) 
         shared = mask.shape[0] == mask.shape[1] == 1
         mask = mask[0] if shared else mask.expand(rows, heads, *mask.shape[2:]).flatten(0, 1)
         scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
-    weights = scores.softmax(-1)
+    in_place = not torch.is_grad_enabled() or not scores.requires_grad
+    weights = torch.softmax(scores, -1, out=scores) if in_place else scores.softmax(-1)
     return torch.bmm(weights, v).unflatten(0, (rows, heads)), weights
 
 
@@ -53,7 +54,8 @@ def unfused_backward(
     size = q.shape[:2]
     grad, q, k, v = (x.flatten(0, 1) for x in (grad, q, k, v))
     of_weights = torch.bmm(grad, v.transpose(1, 2))
-    of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+    # Row by row, so it may write where it reads: fresh memory of this size costs more than the step.
+    of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype, grad_input=of_weights)
     found = (
         torch.bmm(of_scores, k).mul_(scale),
         torch.bmm(of_scores.transpose(1, 2), q).mul_(scale),
@@ -68,6 +70,7 @@ class _Unfused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        """Return the output, and keep the weights."""
         output, weights = unfused(q, k, v, mask, scale)
         ctx.save_for_backward(q, k, v, mask, weights)
         ctx.scale = scale
@@ -75,6 +78,7 @@ class _Unfused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of q, k and v."""
         q, k, v, mask, weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             again = partial(_output, mask=mask, scale=ctx.scale)
