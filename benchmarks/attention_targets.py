@@ -512,6 +512,9 @@ def draw(curves: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
     for axes, which, label in zip(both, (1, 2), ("seconds", "peak memory, MB"), strict=True):
         for name, points in curves.items():
             axes.loglog([point[0] for point in points], [point[which] for point in points], "o-", label=name)
+        lengths = sorted({point[0] for points in curves.values() for point in points})
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths], minor=False)
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("tokens")
         axes.set_ylabel(label)
         axes.set_title(f"{label}, forward and backward")
