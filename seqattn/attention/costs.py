@@ -102,10 +102,10 @@ class Key(NamedTuple):
 TABLE = {
     Key("cpu", "sdpa", False): Rates(56, 76, 0, 0.5, 9.8, 0.046, 0.18, 9.4),
     Key("cpu", "sdpa", True): Rates(12, 268, 450, 1.2, 13.4, 0.169, 0.59, 13),
-    Key("cpu", "plain", False): Rates(80, 81, 290, 1.3, 20, 0.05, 0.15, 8.3),
-    Key("cpu", "plain", True): Rates(141, 173, 150, 3.4, 30, 0.145, 0.52, 7.5),
-    Key("cpu", "window", False): Rates(0, 26, 530, 0.42, 6.9, 0.04, 0.17, 360),
-    Key("cpu", "window", True): Rates(118, 0, 2140, 1.1, 20, 0.127, 0.71, 710),
+    Key("cpu", "plain", False): Rates(92, 93, 334, 1.5, 23, 0.057, 0.17, 9.5),
+    Key("cpu", "plain", True): Rates(176, 216, 188, 4.2, 38, 0.18, 0.65, 9.4),
+    Key("cpu", "window", False): Rates(0, 30, 620, 0.49, 8.1, 0.047, 0.2, 421),
+    Key("cpu", "window", True): Rates(127, 0, 2311, 1.2, 22, 0.14, 0.77, 767),
     Key("cpu", "reference", False): Rates(0, 400, 0, 10, 0, 0, 0, 0),
     Key("cpu", "reference", True): Rates(0, 1200, 0, 30, 0, 0, 0, 0),
 }
