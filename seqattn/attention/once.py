@@ -1,7 +1,7 @@
 """Backward passes that have no derivative themselves, and say so.
 
-Torch's ``once_differentiable`` says so only where the incoming gradient wants one. Under ``output.sum()`` it does not, and
-the second derivative would lack a part without a word.
+Torch's ``once_differentiable`` says so only where the incoming gradient wants one. Under ``output.sum()`` it does not,
+and the second derivative would lack a part without a word.
 """
 
 from __future__ import annotations
