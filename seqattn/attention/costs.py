@@ -20,11 +20,11 @@ LANES = 16
 class Work(NamedTuple):
     """What a kernel does in a call.
 
-    ``steps`` is the number of rectangles, ``matrices`` that of the score matrices in them (one per head and sequence, or
-    tile), ``pairs`` that of the pairs of query, key and head, and ``single`` that of pairs which do not fill a vector
-    register and go through it one at a time. ``width`` counts the numbers in a row of one head, ``moved`` the bytes that
-    are gathered, on the way there and back, ``decided`` the pairs of masks that are made and the rows that are put into
-    order by labels.
+    ``steps`` is the number of rectangles, ``matrices`` that of the score matrices in them (one per head and sequence,
+    or tile), ``pairs`` that of the pairs of query, key and head, and ``single`` that of pairs which do not fill a
+    vector register and go through it one at a time. ``width`` counts the numbers in a row of one head, ``moved`` the
+    bytes that are gathered, on the way there and back, ``decided`` the pairs of masks that are made and the rows that
+    are put into order by labels.
     """
 
     steps: float
