@@ -135,7 +135,8 @@ def attend(
     -----
     What lies in padding, NaN included, reaches no output and no gradient. On the CPU a row that sees NaN is NaN, and
     rows that do not see it are as if it were 0. Gradients of ``lse`` need
-    ``kernel="plain"`` or ``"reference"``; ``"auto"`` takes care of it. The fused kernel has no second derivative.
+    ``kernel="plain"`` or ``"reference"``; ``"auto"`` takes care of it. These two have second derivatives; a kernel
+    without refuses when one is taken.
 
     ``need="band"``, ``rows`` and ``reduce`` run the kernel of the output and then form the weights anew, as
     exp(score - lse). They refuse dropout, and have no gradient; ``need="weights"`` of dense attention has one.

@@ -49,7 +49,7 @@ def isolate(problem: Problem, kernel: Kernel, result: Attention) -> Attention:
     )
     with torch.no_grad():
         marks = torch.stack([bad_keys, torch.ones_like(bad_keys)], -1).to(k.dtype)
-        flat = torch.zeros_like(problem.q[..., :2])
+        flat = problem.q.new_zeros(*problem.q.shape[:-1], 2)
         look = replace(
             clean, q=flat, k=marks * 0, v=marks, dropout=0.0, need="output", training=False,
             bias=None if bias is None else bias.hiding(),

@@ -97,7 +97,7 @@ class Extent:
         size
             ``queries`` or ``keys``.
         """
-        return values if len(size) == 1 else values.view(*size, -1).transpose(1, 2)
+        return values if len(size) == 1 else values.view(*size, values.shape[1]).transpose(1, 2)
 
     def flat(
         self, name: str, values: Shaped[Tensor, "..."], size: tuple[int, ...]

@@ -31,7 +31,7 @@ class Reference(Kernel):
     def cost(self, problem: Problem) -> float:
         """Return the time of a Python loop over the sequences."""
         pairs = problem.batch * problem.heads * problem.queries * problem.keys
-        return problem.time(self.name, Work(problem.batch, 0, pairs, 0, problem.width, 0))
+        return problem.time(self.name, Work(max(1, problem.batch), 0, pairs, 0, problem.width, 0))
 
     def run(self, problem: Problem) -> Attention:
         """Compute all sequences and put them together."""

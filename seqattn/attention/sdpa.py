@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqattn.attention import gpu
@@ -17,6 +16,7 @@ from seqattn.attention.costs import LANES, Work
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import to_slots
 from seqattn.attention.masks import MASKED, is_masked, mask_limits, mask_pairs
+from seqattn.attention.once import once
 from seqattn.attention.rectangles import (
     Block,
     Solved,
@@ -393,7 +393,7 @@ class _Packed(torch.autograd.Function):
         return result.output, result.lse, result.stats["finite"]
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         return *_packed_backward(ctx, grad_output), None, None
 

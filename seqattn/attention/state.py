@@ -313,7 +313,7 @@ class KeyValueState:
         labels = labels.masked_fill(~exists[:, None], torch.iinfo(torch.int64).min)
         each = [x.shape[1] for x in pattern.marks()]
         found = [
-            Labels(*(x.transpose(1, 2).flatten(0, 1) for x in (part, ranks(part))))
+            Labels(*(x.transpose(1, 2).flatten(0, 1) for x in (part, _ranks(part, j[:, 0]))))
             for part in labels.split(each, 1)
         ]
         first = (torch.arange(rows, device=i.device) * size)[:, None, None, None]
@@ -382,6 +382,13 @@ def _ends(counts: Tensor) -> tuple[int, int]:
         return 0, 0
     low, high = counts.aminmax()
     return int(low), int(high)
+
+
+def _ranks(labels: Tensor, places: Tensor) -> Tensor:
+    """Return how many earlier tokens have the label, for slots ``[rows, labels, slots]`` at places in any order."""
+    order = places.argsort(-1).expand_as(labels)
+    found = ranks(labels.gather(-1, order))
+    return torch.zeros_like(found).scatter(-1, order, found)
 
 
 def _empty(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:

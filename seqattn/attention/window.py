@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seqattn.attention.biases import Relative
 from seqattn.attention.costs import LANES, Work
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
+from seqattn.attention.once import once
 from seqattn.attention.packing import run_packed
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.rectangles import all_finite, empty_attention
@@ -143,7 +143,7 @@ class _Tiles(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, output, lse, table = ctx.saved_tensors
         masks: _Masks = ctx.masks

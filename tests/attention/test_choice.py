@@ -84,6 +84,12 @@ def test_a_batch_of_one_kind_takes_the_kernel_of_that_kind(costs):
         assert attend(q, q, q, layout=Layout.of(lengths)).stats["kernel"] == kernel
 
 
+def test_a_batch_without_sequences_does_not_make_the_definition_free():
+    shape = (0, 2, 5, 4)
+    assert explain(shape, shape, shape).kernel != "reference"
+    assert explain(shape, shape, shape, training=True).kernel != "reference"
+
+
 def test_long_sequences_are_never_computed_with_a_mask():
     length = int(MAX_MASK**0.5) + 1
     q = torch.zeros(1, 1, length, 1)

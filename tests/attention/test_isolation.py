@@ -62,6 +62,19 @@ def test_a_prefix_does_not_know_how_the_sequence_goes_on(bias_heads, poison, way
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
+def test_keys_of_width_one_that_are_not_finite_stay_with_the_rows_that_see_them(way):
+    batch = Ragged([5, 4], dim=1, value_dim=3)
+    with torch.no_grad():
+        batch.leaves["k"][1][1, 2] = torch.nan
+    for layout in LAYOUTS:
+        found = sequences(batch, layout, call(batch, layout, way=way).output)
+        felt = [i for i in range(4) if found[1][1, i].isnan().all()]
+        assert felt == [i for i in range(4) if VISIBLE[way.pattern](i, 2, 4, 1)]
+        assert found[0].isfinite().all()
+        assert found[1][0].isfinite().all()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("where", ["q", "k", "v", "bias"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_rows_that_see_what_is_not_finite_are_nan_and_no_others(causal, where, way):

@@ -38,6 +38,10 @@ LABELLED = {
     "heads with labels": lambda one, each: HeadMix(
         ((1, Local(3)), (2, Segments(each[..., 1:3], window=2)), (1, Segments(one) | Prefix(1)))
     ),
+    "near in segments, in a ring": lambda one, each: Segments(one, window=1) & Local(8),
+    "near in segments per head, in a ring with holes": lambda one, each: (
+        (Local(7) & Segments(each, window=2)) | Dilated(2, dilation=3) | Prefix(2)
+    ),
     "segments of two kinds": lambda one, each: Segments(one) & (Segments(each, window=3) | Prefix(2)),
 }
 PATTERNS = {**{repr(pattern): lambda one, each, pattern=pattern: pattern for pattern in PLAIN}, **LABELLED}

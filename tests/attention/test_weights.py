@@ -258,6 +258,15 @@ def test_holes_have_no_weight_in_any_form(lengths, causal):
     assert result.band.values.shape[-1] <= 3
 
 
+@pytest.mark.parametrize(("rows", "queries", "keys"), [(0, 4, 4), (0, 0, 0), (2, 0, 0), (2, 0, 3), (2, 3, 0)])
+def test_reducers_of_calls_without_queries_or_keys_have_the_shapes_of_others(rows, queries, keys):
+    q, k = torch.zeros(rows, 3, queries, 2), torch.zeros(rows, 3, keys, 2)
+    entropy, mass = attend(q, k, k, reduce=[Entropy(), ReceivedMass()]).reduced
+    assert entropy.shape == (rows, 3, queries)
+    assert mass.shape == (rows, 3, keys)
+    assert not mass.any()
+
+
 @pytest.mark.parametrize("name", ["dense", "local and prefix", "segments per head", "half and half"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_sum_to_one_mix_the_values_and_are_nothing_where_nothing_is_seen(layout, name):
