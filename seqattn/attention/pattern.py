@@ -70,6 +70,11 @@ class Pattern(Rule):
         """
         return None
 
+    @property
+    def is_tiled(self) -> bool:
+        """Whether :meth:`runs` is defined, so that the pattern is computed tile by tile."""
+        return type(self).runs is not Pattern.runs
+
     def band(self) -> Band | None:
         """Return the pattern as one window with a prefix, or ``None`` if it has no such form."""
         return None
@@ -224,6 +229,10 @@ class Union(Pair):
 
     name = "union"
 
+    @property
+    def is_tiled(self) -> bool:
+        return self.first.is_tiled and self.second.is_tiled
+
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         return self.first.visible(i, j, n) | self.second.visible(i, j, n)
 
@@ -277,12 +286,18 @@ class Intersection(Pair):
 
     name = "intersection"
 
+    @property
+    def is_tiled(self) -> bool:
+        return self.first.is_tiled or self.second.is_tiled
+
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         return self.first.visible(i, j, n) & self.second.visible(i, j, n)
 
     def runs(self, layout: Layout, heads: int) -> tuple[Run, ...] | None:
         narrow, wide = self.first, self.second
-        if wide.reach(layout.max_len) < narrow.reach(layout.max_len):
+        if (
+            wide.is_tiled and wide.reach(layout.max_len) < narrow.reach(layout.max_len)
+        ) or not narrow.is_tiled:
             narrow, wide = wide, narrow
         runs, rule = narrow.runs(layout, heads), wide.rule(ranked(wide, layout))
         if runs is None:

@@ -115,6 +115,7 @@ class Routing(Pattern):
     cross = False
     has_labels = True
     by_head = True
+    is_tiled = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -38,10 +38,6 @@ class Window(Kernel):
     capability = Capability(
         devices=("cpu",),
         dtypes=(torch.float32, torch.float64),
-        patterns=(
-            *("local", "neighborhood", "blocked", "dilated", "prefix", "segments"),
-            *("union", "intersection", "sorted chunks"),
-        ),
         biases=("key", "separable", "relative"),
         bias_gradients=("key", "separable", "relative"),
         needs=("output", "lse"),
@@ -49,6 +45,11 @@ class Window(Kernel):
         key_mask=False,
         lse_gradient=False,
     )
+
+    def limits(self, problem: Problem) -> list[str]:
+        """Return whether the pattern has no segments and windows."""
+        name = problem.pattern.name
+        return [] if problem.pattern.is_tiled else [f"pattern {name!r} is not supported"]
 
     def cost(self, problem: Problem) -> float:
         """Return the time of the tiles: their calls, their pairs, what is gathered for them."""
