@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqattn.attention import Dense, Layout, Local, Router, Segments, attend
+from seqattn.attention import Dense, Layout, Local, attend
 from seqattn.attention.named import PATTERNS, as_pattern
 from seqattn.attention.pattern import Pattern
-from seqattn.attention.routing import Routing
-from seqattn.errors import BackendError, MissingDependencyError, ParameterError, suggest
+from seqattn.attention.patterns import places
+from seqattn.attention.routing import Routing, bind, routings
+from seqattn.errors import BackendError, MissingDependencyError, ParameterError
 
 __all__ = ["Case", "bench", "methods", "rows"]
 
@@ -77,7 +78,7 @@ def methods(patterns: Iterable[str] = (), peers: bool = False) -> list[str]:
     Parameters
     ----------
     patterns
-        Names of patterns; empty for all.
+        Patterns as text, such as ``local`` and ``local(32) | prefix(1)``; empty for all names.
     peers
         Whether ``local-attention``, ``routing_transformer`` and ``x-transformers`` take part. Those that are not
         installed are left out when it comes to measuring.
@@ -85,14 +86,11 @@ def methods(patterns: Iterable[str] = (), peers: bool = False) -> list[str]:
     Raises
     ------
     ParameterError
-        A name is not known.
+        A text is no pattern.
     """
     chosen = list(patterns) or list(PATTERNS)
-    for name in chosen:
-        if name not in PATTERNS:
-            raise ParameterError(
-                f"There is no pattern {name!r} to compare. Patterns: {', '.join(PATTERNS)}.{suggest(name, PATTERNS)}"
-            )
+    for text in chosen:
+        as_pattern(text)
     return [BASE, *chosen, *(PEERS if peers else ())]
 
 
@@ -195,28 +193,33 @@ def _method(case: Case, name: str) -> Method:
 
 
 def _own(name: str, case: Case, inputs: list[Tensor], layout: Layout) -> Method:
-    """Return a pattern of ours on packed tokens; routing with its labels and the update of its centroids."""
-    pattern = as_pattern(name)
+    """Return a pattern of ours on packed tokens; routing with its labels and the update of its centroids.
+
+    A bare ``routing`` has as many clusters as the root of the length.
+    """
+    pattern = Routing(clusters=_clusters(case)) if name == Routing.name else as_pattern(name)
     way: dict[str, Any] = {"causal": case.causal, "layout": layout}
-    if not isinstance(pattern, Routing):
+    routed = list(routings(pattern, case.heads))
+    if not routed:
         exact = [x.detach().double() for x in inputs]
         return Method(
             lambda: attend(*inputs, pattern=pattern, **way).output,
             inputs,
             lambda: attend(*exact, pattern=pattern, kernel="reference", **way).output,
         )
-    pattern = replace(pattern, clusters=_clusters(case))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
-        router = Router(case.heads, pattern.clusters, case.width)
+        routers = [routing.router(heads, case.width) for routing, heads in routed]
+    numbers = torch.from_numpy(places(layout))
 
-    def routed() -> Tensor:
-        labels = router(inputs[0])
-        output = attend(*inputs, pattern=Segments(labels, pattern.window), **way).output
-        router.update()
+    def run() -> Tensor:
+        bound = bind(pattern, inputs[0], iter(routers), numbers)
+        output = attend(*inputs, pattern=bound, **way).output
+        for router in routers:
+            router.update()
         return output
 
-    return Method(routed, inputs, None)
+    return Method(run, inputs, None)
 
 
 def _clusters(case: Case) -> int:

@@ -77,8 +77,22 @@ def test_what_cannot_be_meant_is_refused(arguments, message):
 
 def test_names_are_those_of_patterns():
     assert methods(["local"]) == ["fused dense", "local"]
-    with pytest.raises(ParameterError, match="no pattern 'no' to compare"):
+    with pytest.raises(ParameterError, match="no attention pattern 'no'"):
         methods(["no"])
+
+
+@pytest.mark.slow
+def test_patterns_are_texts_as_models_take_them():
+    texts = [
+        "local(4, right=1)",
+        "routing(clusters=2, window=3, mode=random)",
+        "1 * local(4) + 1 * routing(clusters=2)",
+    ]
+    told: list[str] = []
+    found = bench([Case(40, width=8, heads=2, batch=1)], methods(texts), rounds=1, tell=told.append)
+    assert [record["method"] for record in found] == ["fused dense", *texts]
+    assert [record["error"] is None for record in found] == [True, False, True, True]
+    assert told == ["1 x 2 x 40 x 8, causal, forward and backward: done"]
 
 
 def test_peers_that_are_not_installed_are_named_and_left_out():

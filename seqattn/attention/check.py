@@ -14,7 +14,7 @@ from seqattn.attention.biases import Bias, KeyBias, Sizes
 from seqattn.attention.kernel import MAX_WEIGHTS, NEEDS, Look, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.named import as_pattern
-from seqattn.attention.pattern import Pattern
+from seqattn.attention.pattern import HeadMix, Pair, Pattern
 from seqattn.attention.patterns import Segments
 from seqattn.attention.reducers import Reducer, Summed, WeightBlock
 from seqattn.attention.terms import Terms
@@ -64,9 +64,7 @@ def check_call(
     cross = cross or pattern.is_keyed
     _check_key_labels(pattern, k, q.shape[1])
     scale = _check_numbers(scale, dropout, need, q.shape[-1])
-    for name, wanted, can in (("causal=True", causal, pattern.causal), ("other keys", cross, pattern.cross)):
-        if wanted and not can:
-            raise ParameterError(f"Pattern {pattern.name!r} has no meaning with {name}. {pattern.advice}")
+    _check_promises(pattern, causal, cross)
     tensors = (q, k, v) if bias is None else (q, k, v, *bias.tensors())
     training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     problem = Problem(
@@ -90,6 +88,23 @@ def check_call(
     )
     problem.look = _look(problem, need, rows, reduce)
     return problem
+
+
+def _check_promises(pattern: Pattern, causal: bool, cross: bool) -> None:
+    for promise, name, is_wanted in (("causal", "causal=True", causal), ("cross", "other keys", cross)):
+        if is_wanted and not getattr(pattern, promise):
+            one = _unable(pattern, promise)
+            raise ParameterError(f"Pattern {one.name!r} has no meaning with {name}. {one.advice}")
+
+
+def _unable(pattern: Pattern, promise: str) -> Pattern:
+    """Return the part of a pattern that cannot promise it."""
+    parts: tuple[Pattern, ...] = ()
+    if isinstance(pattern, Pair):
+        parts = (pattern.first, pattern.second)
+    elif isinstance(pattern, HeadMix):
+        parts = tuple(part for _, part in pattern.parts)
+    return next((_unable(part, promise) for part in parts if not getattr(part, promise)), pattern)
 
 
 def _look(

@@ -19,6 +19,9 @@ from seqattn.errors import ParameterError
 
 __all__ = ["HeadMix", "Intersection", "Pair", "Pattern", "Union"]
 
+# Sums of a place and a parameter must fit into 64 bits.
+MOST = 2**31 - 1
+
 
 @dataclass(frozen=True, eq=False)
 class Pattern(Rule):
@@ -455,6 +458,8 @@ def check_whole(pattern: str, name: str, value: object, least: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ParameterError(f"{name} of {pattern} must be a whole number, {least} or more, got {value!r}.")
+    if value > MOST:
+        raise ParameterError(f"{name} of {pattern} must be {MOST} at most, got {value!r}.")
 
 
 class Labels(NamedTuple):

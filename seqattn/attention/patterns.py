@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from seqattn.attention.layout import Layout
-from seqattn.attention.pattern import Labels, Pattern, ranks
+from seqattn.attention.pattern import Labels, Pattern, check_whole, ranks
 from seqattn.attention.tiles import Band, Front, Grid, Pairs, Rule, Run, Shifted
 from seqattn.errors import ParameterError
 
@@ -127,6 +127,7 @@ class Neighborhood(Pattern):
     name = "neighborhood"
     causal = False
     cross = False
+    advice = "Its windows depend on where the sequence ends: use Local, or Blocked, instead."
 
     def __post_init__(self) -> None:
         _check_count("Neighborhood", "size", self.size, least=1)
@@ -489,3 +490,4 @@ def _check_count(pattern: str, name: str, value: object, least: int = 0) -> None
         raise ParameterError(
             f"{name} of {pattern} must be a whole number of keys, {least} or more, got {value!r}."
         )
+    check_whole(pattern, name, value, least)

@@ -132,6 +132,8 @@ class Routing(Pattern):
         check_commitment(self.commitment)
         object.__setattr__(self, "causal", self.mode in ("token", "random") or self.allow_leak)
         object.__setattr__(self, "is_alone", self.mode in ("sorted", "expert"))
+        kind = {"sorted": SortedChunks, "expert": Experts}.get(self.mode, Pattern)
+        object.__setattr__(self, "advice", kind.advice)
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         raise ParameterError(_UNBOUND)

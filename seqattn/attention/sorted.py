@@ -66,6 +66,7 @@ class SortedChunks(Pattern):
     cross = False
     has_labels = True
     is_alone = True
+    advice = "A later token changes the ranks of earlier ones: use mode='token' of Routing."
 
     def __post_init__(self) -> None:
         check_labels("SortedChunks", self.labels)

@@ -88,7 +88,7 @@ def _use_constants() -> None:
 
 @attention.command(epilog=example("attention explain --pattern dilated --length 4000"))
 @options()
-@click.option("--pattern", default="dense", show_default=True, help="Name of a pattern.")
+@click.option("--pattern", default="dense", show_default=True, help="Pattern such as local(32).")
 @click.option(
     "--length", type=click.IntRange(1), default=1024, show_default=True, help="Tokens of a sequence."
 )
@@ -130,7 +130,12 @@ def explain(
     callback=_numbers,
     help="Width of a head.",
 )
-@click.option("--patterns", metavar="A,B", callback=_names, help="Patterns.  [default: all there are]")
+@click.option(
+    "--patterns",
+    metavar="A,B",
+    callback=_names,
+    help="Patterns such as local(32), routing.  [default: all names]",
+)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each method.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
 @click.option(

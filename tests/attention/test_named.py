@@ -58,6 +58,8 @@ MISTAKES = {
     "local(1, 2, 3)": "3 values are too many. Parameters of 'local': left, right.",
     "local(1, left=2)": "'left' is given twice",
     "local(left=1, left=2)": "'left' is given twice",
+    f"local({10**23})": f"left of Local must be 2147483647 at most, got 1{'0' * 23}",
+    f"routing({2**31})": "clusters of Routing must be 2147483647 at most, got 2147483648",
     "local(-1)": "left of Local must be a whole number of keys, 0 or more, got -1",
     "local(2.5)": "left of 'local' must be a whole number, got 2.5",
     "local(many)": "got 'many'",
