@@ -17,7 +17,7 @@ from torch import Tensor
 from seqattn.attention.experts import Experts
 from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import HeadMix, Pair, Pattern, check_whole
-from seqattn.attention.patterns import Segments
+from seqattn.attention.patterns import Dense, Segments
 from seqattn.attention.router import Router, check_commitment
 from seqattn.attention.sorted import SortedChunks
 from seqattn.attention.tiles import Run
@@ -132,7 +132,8 @@ class Routing(Pattern):
         check_commitment(self.commitment)
         object.__setattr__(self, "causal", self.mode in ("token", "random") or self.allow_leak)
         object.__setattr__(self, "is_alone", self.mode in ("sorted", "expert"))
-        kind = {"sorted": SortedChunks, "expert": Experts}.get(self.mode, Pattern)
+        kinds: dict[str, type[Pattern]] = {"sorted": SortedChunks, "expert": Experts}
+        kind = kinds.get(self.mode, Dense)
         object.__setattr__(self, "advice", kind.advice)
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
