@@ -324,18 +324,23 @@ def plot_bench(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     picture.clear()
     picture.set_size_inches(11, 4.5)
     axes = picture.subplots(1, 2)
-    for name in dict.fromkeys(row["method"] for row in rows):
-        found = [row for row in rows if row["method"] == name]
+    several = len({row["width"] for row in rows}) > 1
+    for name, width in dict.fromkeys((row["method"], row["width"]) for row in rows):
+        found = [row for row in rows if (row["method"], row["width"]) == (name, width)]
         lengths = [row["length"] for row in found]
         style = {"color": "black", "linestyle": "--"} if name == rows[0]["method"] else {"marker": "o"}
-        axes[0].plot(lengths, [row["ratio"] for row in found], label=name, **style)
-        axes[1].plot(lengths, [row["peak MB"] for row in found], label=name, **style)
+        label = f"{name}, width {width}" if several else name
+        axes[0].plot(lengths, [row["ratio"] for row in found], label=label, **style)
+        axes[1].plot(lengths, [row["peak MB"] for row in found], label=label, **style)
     lengths = sorted({row["length"] for row in rows})
     for one, title in zip(axes, ("processor time / that of fused dense", "memory, MB"), strict=True):
         one.set(xscale="log", yscale="log", xlabel="tokens of a sequence", title=title)
         one.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        one.set_xticks([], minor=True)
         one.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[1].set_yscale("symlog", linthresh=1)  # small calls take no memory that shows
+    axes[1].set_ylim(0, 1.5 * max(2, *(row["peak MB"] for row in rows)))
+    picture.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     picture.savefig(Path(path), dpi=120)
     return Path(path)
 
@@ -361,16 +366,21 @@ def plot_patterns(rows: Sequence[Mapping[str, Any]], unit: str, path: str | Path
     picture, _ = new_figure()
     picture.clear()
     picture.set_size_inches(5.5 * len(datasets), 4.5)
+    colours = {
+        pattern: f"C{place}" for place, pattern in enumerate(dict.fromkeys(row["pattern"] for row in rows))
+    }
     for one, dataset in zip(picture.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
         for row in (row for row in rows if row["dataset"] == dataset):
-            one.errorbar(row["seconds"], row["mean"], yerr=row["std"], fmt="o", capsize=3)
-            one.annotate(
-                row["pattern"], (row["seconds"], row["mean"]), (5, 4), textcoords="offset points", fontsize=8
-            )
+            colour = colours[row["pattern"]]
+            one.errorbar(row["seconds"], row["mean"], yerr=row["std"], fmt="o", capsize=3, color=colour)
         one.set(xlabel="seconds of training and evaluation", ylabel=unit, title=dataset)
         one.ticklabel_format(useOffset=False)
-        one.margins(x=0.25, y=0.1)
+        one.margins(x=0.1, y=0.1)
         one.set_xlim(left=0)
         one.grid(alpha=0.3)
+    marks = [
+        picture.axes[0].scatter([], [], color=colour, label=pattern) for pattern, colour in colours.items()
+    ]
+    picture.legend(handles=marks, fontsize=8, loc="outside lower center")
     picture.savefig(Path(path), dpi=120)
     return Path(path)

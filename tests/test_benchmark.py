@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -57,6 +58,8 @@ def test_explain_says_which_kernel_and_why():
     refusals = {one["kernel"]: one["refusals"] for one in told["candidates"]}
     assert "16000000 pairs are more than" in refusals["sdpa"][0]
     assert "kernel: sdpa" in run("explain").stdout
+    assert "kernel: window" in run("explain", "--pattern", "2 * local + 2 * routing").stdout
+    assert re.search(r"plain: about [\d.]+ s$", run("explain", "--length", 20000).stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from seqattn.errors import MissingDependencyError
-from seqattn.plots import _places, plot_front, plot_importance, plot_parallel, plot_trials
+from seqattn.plots import (
+    _places,
+    plot_bench,
+    plot_front,
+    plot_importance,
+    plot_parallel,
+    plot_patterns,
+    plot_trials,
+)
 
 
 def trial(number: int, state: str, value: float, **more: Any) -> dict[str, Any]:
@@ -172,3 +180,32 @@ def test_without_matplotlib_the_extra_is_named(draw, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'seqattn\[plot\]'"):
         draw(tmp_path / "x.png")
+
+
+def test_the_picture_of_a_bench_has_a_line_per_width_and_shows_calls_without_memory(tmp_path, figures):
+    rows = [
+        {"length": length, "width": width, "method": method, "ratio": ratio, "peak MB": ratio - 1.0}
+        for width in (8, 64)
+        for length in (64, 128)
+        for method, ratio in (("fused dense", 1.0), ("local", 2.0))
+    ]
+    plot_bench(rows, tmp_path / "b.png")
+    names = ["fused dense, width 8", "local, width 8", "fused dense, width 64", "local, width 64"]
+    assert legend_of(figures[0]) == names
+    for axes in figures[0].axes:
+        assert [line.get_xdata().tolist() for line in axes.lines] == [[64, 128]] * 4
+        assert not list(axes.get_xticks(minor=True))
+    assert figures[0].axes[1].get_ylim()[0] == 0
+    assert figures[0].axes[1].lines[0].get_ydata().tolist() == [0, 0]
+
+
+def test_patterns_have_one_colour_on_all_data_sets(tmp_path, figures):
+    rows = [
+        {"dataset": dataset, "pattern": pattern, "seconds": 1.0, "mean": -1.0, "std": None}
+        for dataset, patterns in (("a", ["dense", "local(2)"]), ("b", ["local(2)"]))
+        for pattern in patterns
+    ]
+    plot_patterns(rows, "nats", tmp_path / "p.png")
+    assert legend_of(figures[0]) == ["dense", "local(2)"]
+    first, second = (axes.containers for axes in figures[0].axes)
+    assert first[1][0].get_color() == second[0][0].get_color() != first[0][0].get_color()

@@ -21,11 +21,13 @@ from seqattn.attention.isolate import isolate
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.mixed import Mixed
+from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import HeadMix, Pattern
 from seqattn.attention.patterns import Dense
 from seqattn.attention.plain import Plain
 from seqattn.attention.reducers import Reducer, WeightBlock
 from seqattn.attention.reference import Reference
+from seqattn.attention.routing import supposed
 from seqattn.attention.sdpa import Fused
 from seqattn.attention.state import KeyValueState
 from seqattn.attention.varlen import Varlen
@@ -200,9 +202,9 @@ class Candidate:
     refusals: tuple[str, ...]
 
     def __str__(self) -> str:
-        if self.cost is None and self.refusals:
+        if self.refusals:
             return f"{self.kernel}: no, " + "; ".join(self.refusals)
-        return f"{self.kernel}: about {self.cost:.0f} µs"
+        return f"{self.kernel}: {'yes' if self.cost is None else f'about {_span(self.cost)}'}"
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ def explain(
     q, k, v
         As for :func:`attend`, or their shapes; float32 on the CPU is then assumed.
     pattern, causal, bias, lengths, layout, key_lengths, key_layout, key_mask, scale, dropout
-        As for :func:`attend`.
+        As for :func:`attend`. ``Routing`` is explained with random labels, as those of its router are not known.
     need, rows, reduce, state, kernel
         As for :func:`attend`.
     training
@@ -282,6 +284,9 @@ def explain(
     'plain'
     """
     q, k, v = (x if isinstance(x, Tensor) else torch.empty(1).expand(*x) for x in (q, k, v))
+    if q.dim() in (3, 4):
+        size = [q.shape[0], *q.shape[2:-1]]
+        pattern = supposed(as_pattern(pattern), size, q.shape[1], q.device)
     problem = check_call(
         q,
         k,
@@ -314,6 +319,13 @@ def explain(
         text = "\n".join([problem.words(), *(one.call for one in found)])
         return Explanation(joined, text, tuple(candidate for one in found for candidate in one.candidates))
     return _explained(problem, kernel)
+
+
+def _span(microseconds: float) -> str:
+    """Return a time in words, with as many digits as an estimate deserves."""
+    sizes = {"s": 1e6, "ms": 1e3, "µs": 1.0}
+    unit = next((unit for unit, size in sizes.items() if microseconds >= size), "µs")
+    return f"{microseconds / sizes[unit]:,.3g} {unit}"
 
 
 def _explained(problem: Problem, kernel: str) -> Explanation:

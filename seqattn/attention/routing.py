@@ -7,17 +7,18 @@ token takes part, so the pattern is causal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqattn.attention.experts import Experts
 from seqattn.attention.layout import Layout
 from seqattn.attention.pattern import HeadMix, Pair, Pattern, check_whole
-from seqattn.attention.patterns import Dense, Segments
+from seqattn.attention.patterns import Segments
 from seqattn.attention.router import Router, check_commitment
 from seqattn.attention.sorted import SortedChunks
 from seqattn.attention.tiles import Run
@@ -132,9 +133,8 @@ class Routing(Pattern):
         check_commitment(self.commitment)
         object.__setattr__(self, "causal", self.mode in ("token", "random") or self.allow_leak)
         object.__setattr__(self, "is_alone", self.mode in ("sorted", "expert"))
-        kinds: dict[str, type[Pattern]] = {"sorted": SortedChunks, "expert": Experts}
-        kind = kinds.get(self.mode, Dense)
-        object.__setattr__(self, "advice", kind.advice)
+        advice = {"sorted": SortedChunks.advice, "expert": Experts.advice}.get(self.mode, Pattern.advice)
+        object.__setattr__(self, "advice", advice)
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         raise ParameterError(_UNBOUND)
@@ -184,6 +184,37 @@ class Routing(Pattern):
                 raise ParameterError("mode='random' of Routing needs the places of the tokens, got none.")
             labels = router.draw(places)
         return SortedChunks(labels, self.window) if self.mode == "sorted" else Segments(labels, self.window)
+
+
+def supposed(pattern: Pattern, size: Sequence[int], heads: int, device: torch.device) -> Pattern:
+    """Return the pattern with random labels or scores in place of those of a router, to tell what it costs.
+
+    Parameters
+    ----------
+    pattern
+        Any pattern.
+    size
+        ``[tokens]`` of packed or ``[batch, length]`` of padded queries.
+    heads
+        Number of heads that have it.
+    device
+        Where the queries are.
+    """
+    if isinstance(pattern, Routing):
+        draw = torch.Generator().manual_seed(0)
+        if pattern.mode == "expert":
+            scores = torch.rand(*size, heads, pattern.clusters, generator=draw).to(device)
+            return Experts(scores, pattern.window, pattern.allow_leak)
+        labels = torch.randint(pattern.clusters, (*size, heads), generator=draw).to(device)
+        kind = SortedChunks if pattern.mode == "sorted" else Segments
+        return kind(labels, pattern.window)
+    if isinstance(pattern, Pair):
+        first, second = (supposed(part, size, heads, device) for part in (pattern.first, pattern.second))
+        return replace(pattern, first=first, second=second)
+    if isinstance(pattern, HeadMix):
+        parts = tuple((count, supposed(part, size, count, device)) for count, part in pattern.parts)
+        return replace(pattern, parts=parts)
+    return pattern
 
 
 _UNBOUND = (

@@ -90,7 +90,7 @@ def _use_constants() -> None:
 @options()
 @click.option("--pattern", default="dense", show_default=True, help="Pattern such as local(32).")
 @click.option(
-    "--length", type=click.IntRange(1), default=1024, show_default=True, help="Tokens of a sequence."
+    "--length", type=click.IntRange(1, 2**24), default=1024, show_default=True, help="Tokens of a sequence."
 )
 @click.option("--width", type=click.IntRange(1), default=64, show_default=True, help="Width of a head.")
 @_shape

@@ -19,6 +19,7 @@ from seqattn.attention import (
     Segments,
     SortedChunks,
     attend,
+    explain,
 )
 from seqattn.attention.router import commitment_loss, router_usage, update_routers
 from seqattn.attention.routing import bind, routings
@@ -182,6 +183,17 @@ def test_every_mode_is_the_pattern_that_it_says():
     random = Routing(3, 5, mode="random").bind(found, q, torch.arange(12))
     assert torch.equal(random.labels, found.draw(torch.arange(12)))
     assert not torch.equal(random.labels, found(q))
+
+
+@pytest.mark.parametrize("mode", ["token", "random", "sorted", "expert"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_routing_without_labels_is_explained_as_the_call_with_labels_runs(mode, mixed):
+    routing = Routing(4, window=3, mode=mode)
+    pattern = HeadMix(((1, Local(2)), (1, routing))) if mixed else routing
+    q = draw(40, 2, 8)
+    routers = iter([routing.router(1 if mixed else 2, 8).double()])
+    ran = attend(q, q, q, pattern=bind(pattern, q, routers, torch.arange(40)), layout=Layout.of([40]))
+    assert explain(q, q, q, pattern=pattern, layout=Layout.of([40])).kernel == ran.stats["kernel"]
 
 
 @pytest.mark.parametrize("mode", ["sorted", "expert"])

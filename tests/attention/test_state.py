@@ -304,7 +304,9 @@ def test_gradients_through_a_state_are_refused():
 def test_a_state_is_kept_to_what_it_was_begun_with():
     token, state = torch.zeros(TOKEN), KeyValueState()
     attend(token, token, token, causal=True, state=state)
-    assert explain(token, token, token, causal=True, state=state).kernel == "stream"
+    explained = explain(token, token, token, causal=True, state=state)
+    assert explained.kernel == "stream"
+    assert "stream: yes" in str(explained)
     wrong = [
         ((torch.zeros(3, 2, 1, 4),) * 3, {}, "begun with rows 2, got 3"),
         ((torch.zeros(2, 2, 1, 5),) * 3, {}, r"begun with widths \(4, 4\), got \(5, 5\)"),
