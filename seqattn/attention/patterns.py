@@ -35,6 +35,7 @@ class Dense(Pattern):
     """
 
     name = "dense"
+    is_tiled = False  # one segment without a window would be a tile as large as the call
 
     def visible(self, i: Any, j: Any, n: Any = 0) -> Any:
         return (i == i) & (j == j)
