@@ -25,7 +25,8 @@ from seqattn.attention import gpu
 from seqattn.attention.kernel import Attention, Capability, Kernel, Problem
 from seqattn.attention.layout import Layout
 from seqattn.attention.packing import run_packed
-from seqattn.attention.pattern import Labels, Pattern, ranked
+from seqattn.attention.pattern import Pattern, ranked
+from seqattn.attention.ranks import Labels
 from seqattn.attention.rectangles import empty_attention
 from seqattn.attention.tiles import Pairs, Rule, Run
 from seqattn.errors import BackendError

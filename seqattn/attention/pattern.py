@@ -6,14 +6,14 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from seqattn.attention.layout import Layout
+from seqattn.attention.ranks import Labels, ranks
 from seqattn.attention.tiles import Band, Pairs, Rule, Run
 from seqattn.errors import ParameterError
 
@@ -462,13 +462,6 @@ def check_whole(pattern: str, name: str, value: object, least: int) -> None:
         raise ParameterError(f"{name} of {pattern} must be {MOST} at most, got {value!r}.")
 
 
-class Labels(NamedTuple):
-    """Labels of tokens, and how many earlier tokens of the sequence have the same: ``[tokens, heads or 1]``."""
-
-    label: Tensor
-    rank: Tensor
-
-
 def ranked(pattern: Pattern, layout: Layout) -> Iterator[Labels]:
     """Return the labels of a pattern for all tokens of a layout, with their ranks.
 
@@ -486,22 +479,6 @@ def ranked(pattern: Pattern, layout: Layout) -> Iterator[Labels]:
         yield Labels(
             labels, ranks((group + sequence[:, None] * (int(group.max()) + 1 if len(group) else 1)).T).T
         )
-
-
-def ranks(labels: Int[Tensor, "*rows tokens"]) -> Int[Tensor, "*rows tokens"]:
-    """Return how many earlier tokens of the row have the same label.
-
-    Parameters
-    ----------
-    labels
-        Labels in the order of time.
-    """
-    ordered, order = labels.sort(dim=-1, stable=True)
-    place = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
-    is_first = torch.ones_like(labels, dtype=torch.bool)
-    is_first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    first = torch.where(is_first, place, 0).cummax(-1).values if labels.shape[-1] else place
-    return torch.zeros_like(place).scatter(-1, order, place - first)
 
 
 def _widest(first: int | None, second: int | None) -> int | None:

@@ -15,7 +15,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from seqattn.attention.layout import Layout
-from seqattn.attention.pattern import Labels, Pattern, check_whole, ranks
+from seqattn.attention.pattern import Pattern, check_whole
+from seqattn.attention.ranks import Labels, ranks
 from seqattn.attention.tiles import Band, Front, Grid, Pairs, Rule, Run, Shifted
 from seqattn.errors import ParameterError
 

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqattn.attention.arrivals import NewTokens
-from seqattn.attention.pattern import HeadMix, Labels, Pattern, ranks
+from seqattn.attention.pattern import HeadMix, Pattern
+from seqattn.attention.ranks import Labels, ranks
 from seqattn.attention.tiles import Band, Pairs
 from seqattn.errors import ParameterError
 

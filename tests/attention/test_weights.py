@@ -421,7 +421,7 @@ def test_too_many_weights_are_refused_with_what_to_ask_for_instead(monkeypatch):
 
 
 def test_explain_says_what_is_asked_for():
-    shape = (1, 2, 50, 4)
+    shape = (1, 2, 3000, 4)
     arguments = {
         "pattern": Local(3) | Prefix(1),
         "causal": True,
