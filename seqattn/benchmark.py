@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
-import resource
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from seqattn.attention.pattern import Pattern
 from seqattn.attention.patterns import places
 from seqattn.attention.routing import Routing, bind, routings
 from seqattn.errors import BackendError, MissingDependencyError, ParameterError
+from seqattn.train.costs import PeakMemory
 
 __all__ = ["Case", "bench", "methods", "rows"]
 
@@ -318,26 +316,9 @@ def _weigh(case: Case, name: str, threads: int, answer: Any) -> None:
     small = replace(case, length=64)
     _seconds(_method(small, name), small)
     method = _method(case, name)
-    before = _highest_from_here()
+    memory = PeakMemory()
     _seconds(method, case)
-    answer.send(max(0.0, _highest() - before))
-
-
-def _highest_from_here() -> float:
-    """Forget the highest resident memory of this process, where the system can, and return what it starts from."""
-    refs = Path("/proc/self/clear_refs")
-    if refs.exists():
-        refs.write_text("5")  # what importing torch took would hide what the call takes
-    return _highest()
-
-
-def _highest() -> float:
-    """Return the highest resident memory of this process, in MB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(found.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    answer.send(memory.above_start())
 
 
 def rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
