@@ -57,9 +57,15 @@ class SelfAttention(nn.Module):
         layout: Layout,
         causal: bool = False,
         bias: Bias | None = None,
+        gain: Float[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "tokens dim"]:
-        """Return the attended tokens, ``x`` being the sequences that ``layout`` delimits end to end."""
+        """Return the attended tokens, ``x`` being the sequences that ``layout`` delimits end to end.
+
+        With ``gain`` the score of a query and a key is multiplied by those of both.
+        """
         q, k, v = self.inputs(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
+        if gain is not None:
+            q, k = q * gain[:, None, None], k * gain[:, None, None]
         seen = attend(q, k, v, pattern=self.bound(q, layout), causal=causal, layout=layout, bias=bias)
         return self.output(seen.output.reshape(x.shape))
 
@@ -135,6 +141,8 @@ class EncoderBlock(nn.Module):
         As in :class:`SelfAttention`.
     dropout
         Share of units that are dropped on both residual branches while training.
+    expansion
+        Width of the feed-forward map in units of ``d_model``.
     """
 
     def __init__(
@@ -144,13 +152,14 @@ class EncoderBlock(nn.Module):
         dropout: float,
         pattern: str | Pattern = "dense",
         time_decay: bool = False,
+        expansion: int = 4,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model)
         self.attention = SelfAttention(d_model, n_heads, pattern, time_decay)
         self.norm2 = nn.LayerNorm(d_model)
         self.feed_forward = nn.Sequential(
-            nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
+            nn.Linear(d_model, expansion * d_model), nn.GELU(), nn.Linear(expansion * d_model, d_model)
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -160,9 +169,10 @@ class EncoderBlock(nn.Module):
         layout: Layout,
         causal: bool = False,
         bias: Bias | None = None,
+        gain: Float[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "tokens dim"]:
-        """Return the tokens after this block."""
-        x = x + self.dropout(self.attention(self.norm1(x), layout, causal, bias))
+        """Return the tokens after this block; the arguments are those of :class:`SelfAttention`."""
+        x = x + self.dropout(self.attention(self.norm1(x), layout, causal, bias, gain))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
     def step(
@@ -190,7 +200,7 @@ class Encoder(nn.Module):
         Whether each head of each layer learns a rate with which its scores fall with the age of a key,
         :math:`-e^{\ell_h} (t_i - t_j)`; :meth:`forward` is then causal and takes the times of the tokens. The
         logarithms of the rates start evenly spaced from -3 to 0 over the heads.
-    d_model, n_heads, dropout, pattern
+    d_model, n_heads, dropout, pattern, expansion
         As in :class:`EncoderBlock`.
     """
 
@@ -203,13 +213,14 @@ class Encoder(nn.Module):
         pattern: str | Pattern = "dense",
         share_layers: bool = False,
         time_decay: bool = False,
+        expansion: int = 4,
     ) -> None:
         super().__init__()
         self.n_layers = n_layers
         self.time_decay = time_decay
         distinct = min(n_layers, 1) if share_layers else n_layers
         self.blocks = nn.ModuleList(
-            EncoderBlock(d_model, n_heads, dropout, pattern, time_decay) for _ in range(distinct)
+            EncoderBlock(d_model, n_heads, dropout, pattern, time_decay, expansion) for _ in range(distinct)
         )
         self.norm = nn.LayerNorm(d_model)
 
@@ -219,6 +230,8 @@ class Encoder(nn.Module):
         layout: Layout,
         causal: bool = False,
         times: Float[Tensor, " tokens"] | None = None,
+        bias: Bias | None = None,
+        gain: Float[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "tokens dim"]:
         """Return the encoded tokens.
 
@@ -233,6 +246,10 @@ class Encoder(nn.Module):
         times
             Only with ``time_decay``: time of each token in model units since the start of its sequence. Not since
             its mean or end, or later tokens would move the last bits of earlier ones.
+        bias
+            Added to the scores in every layer.
+        gain
+            Factor of each token in its scores, as a query and as a key, in every layer.
 
         Raises
         ------
@@ -245,7 +262,9 @@ class Encoder(nn.Module):
         for layer in range(self.n_layers):
             block = self._layer(layer)
             decay = None if times is None else block.attention.decay(times)
-            x = block(x, layout, causal, None if decay is None else KeyBias(decay.to(x.dtype)))
+            fading = None if decay is None else KeyBias(decay.to(x.dtype))
+            added = fading if bias is None else bias if fading is None else bias + fading
+            x = block(x, layout, causal, added, gain)
         return self.norm(x)
 
     def start(self) -> list[KeyValueState]:
