@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from pathlib import Path
 
 from seqattn.errors import DataError, MissingDependencyError
@@ -36,12 +38,19 @@ def fetch_ts(name: str, folder: Path) -> dict[str, Path]:
     files = {split: folder / f"{name}_{split.upper()}.ts" for split in ("train", "test")}
     if all(path.is_file() for path in files.values()):
         return files
+    brought = [folder / name / path.name for path in files.values()]
     try:
-        load_UCR_UEA_dataset(name, split="test", extract_path=str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it tells of each server that it tries in vain
+            load_UCR_UEA_dataset(name, split="test", extract_path=str(folder))
     except Exception as error:
-        raise DataError(
-            f"sktime could not download {name!r}: {error}. Check the network and call again."
-        ) from error
-    for path in files.values():
-        (folder / name / path.name).replace(path)
+        # Its reader refuses more files than ours.
+        if not all(path.is_file() for path in brought):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            raise DataError(
+                f"sktime could not download {name!r}: {error}. Check the network and call again."
+            ) from error
+    for path in brought:
+        path.replace(folder / path.name)
+    shutil.rmtree(folder / name)
     return files

@@ -62,15 +62,15 @@ def series_of_frame(frame: Any) -> list[np.ndarray]:
     levels = getattr(getattr(frame, "index", None), "nlevels", 1)
     if levels > 1:
         _check_levels(levels)
-        keys = [frame.index.get_level_values(level).to_numpy() for level in range(2)]
-        return _by_rows(*keys, columns)
+        cases, times = (frame.index.get_level_values(level).to_numpy() for level in range(2))
+        return _by_rows(cases, times, columns)
     name_of_channel = next((name for name in _NAMES_OF_CHANNELS if name in columns), None)
     if name_of_channel and "value" in columns and len(columns) == 4:
         return _by_values(columns, name_of_channel)
     names = _key_columns(columns)
     if names is not None:
-        keys = [columns.pop(name) for name in names]
-        return _by_rows(*keys, columns)
+        cases, times = (columns.pop(name) for name in names)
+        return _by_rows(cases, times, columns)
     if any(_is_nested(column) for column in columns.values()):
         return _by_cells(columns)
     return _by_times(columns, len(frame))
@@ -103,7 +103,7 @@ def _check_levels(levels: int) -> None:
         )
 
 
-def _key_columns(columns: Sequence[str] | dict[str, np.ndarray]) -> Sequence[str] | None:
+def _key_columns(columns: dict[str, np.ndarray]) -> Sequence[str] | None:
     """Return the names of the columns of case and time, None if there are none."""
     marked = [name for name in columns if name.startswith(_INDEX)]
     if marked:
@@ -148,7 +148,8 @@ def _check_times(codes: np.ndarray, times: np.ndarray, names: list[Any]) -> None
 
 def _by_values(columns: dict[str, np.ndarray], name_of_channel: str) -> list[np.ndarray]:
     """Return cases from one row per value; a channel without a value at a time of its case is missing there."""
-    channel, n_channels = (lambda found: (found[0], len(found[1])))(_codes(columns[name_of_channel]))
+    channel, channels = _codes(columns[name_of_channel])
+    n_channels = len(channels)
     case_name, time_name = (name for name in columns if name not in (name_of_channel, "value"))
     case, names = _codes(columns[case_name])
     values = values_of(columns["value"], "Column 'value'")

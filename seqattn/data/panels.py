@@ -25,6 +25,7 @@ _FLAT = (
     "Expected series, got a 1D array of values. Reshape your data: X.reshape(1, -1) for one series, X.reshape(-1, 1) "
     "for many of one point."
 )
+_SPARSE = "Sparse data were given, and dense data are needed. Use X.toarray() (or X.to_dense())."
 # Above this many channels, more channels than time points look like swapped axes.
 _MANY_CHANNELS = 64
 
@@ -277,14 +278,13 @@ def _series_of(X: Any) -> Iterable[Any]:
 
 def _dense(X: Any) -> Any:
     """Return a tensor as an array; refuse what is sparse."""
-    torch = sys.modules.get("torch")
-    is_tensor = torch is not None and isinstance(X, torch.Tensor)
-    if (is_tensor and X.layout != torch.strided) or (not is_tensor and _is_sparse(X)):
-        raise TypeError(
-            "Sparse data were given, and dense data are needed. Use X.toarray() (or X.to_dense())."
-        )
-    if not is_tensor:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not isinstance(X, torch.Tensor):
+        if _is_sparse(X):
+            raise TypeError(_SPARSE)
         return X
+    if X.layout != torch.strided:
+        raise TypeError(_SPARSE)
     X = X.detach().cpu()
     return X.numpy() if X.dtype != torch.bfloat16 else X.double().numpy()
 

@@ -70,7 +70,8 @@ def read_ts(path: str | Path) -> tuple[list[np.ndarray], np.ndarray | None]:
     lines = _text(place, where).splitlines()
     header = _header(lines, where)
     _check_header(header)
-    series, labels = [], []
+    series: list[np.ndarray] = []
+    labels: list[str] = []
     with warnings.catch_warnings():
         # numpy tells of text that is no number by a warning only.
         warnings.simplefilter("error", DeprecationWarning)

@@ -84,11 +84,17 @@ class SeriesSet(Entry):
         return f"put {files} into {self.family}/{self.name}, or both in {self.family}/{self.name}.zip"
 
     def bring(self, folder: Path, progress: Progress | None) -> None:
-        """Download the set through sktime."""
+        """Download the set through sktime; what is not the set is removed."""
         from seqattn.data.archive import fetch_ts
 
-        for split, path in fetch_ts(self.name, folder).items():
-            self.check(split, Panel.read(path))
+        files = fetch_ts(self.name, folder)
+        try:
+            for split, path in files.items():
+                self.check(split, Panel.read(path))
+        except DataError:
+            for path in files.values():
+                path.unlink()
+            raise
 
     def check(self, split: str, data: Panel) -> None:
         """Refuse data that are not a split of this set.
