@@ -265,7 +265,7 @@ def fit_figures(task: ModuleType, model: Any, dev: Any, run: Run) -> dict[str, A
             "epochs": len(history.records) if history else None,
             "best_epoch": history.best_epoch if history else None,
             "stopped_early": history.stopped_early if history else None,
-            "validation": task.evaluate(model, dev) if dev is not None else None,
+            "validation": task.held_out(model, dev),
         }
     )
     return figures
@@ -346,7 +346,7 @@ def study_text(task: ModuleType, outcome: Outcome) -> str:
     files = {"Model": "best/model.safetensors", "Settings": "best.toml", "Trials": "trials.csv"}
     pictures = [f"Plot: {path}" for path in sorted(outcome.output.rglob("*.png"))]
     parts = [
-        f"Study {outcome.study!r}: {outcome.n_trials} trials ({counts}). Development data, {task.OBJECTIVE}:",
+        f"Study {outcome.study!r}: {outcome.n_trials} trials ({counts}). Objective: {task.OBJECTIVE}:",
         table(["settings", "trial", "value", "state"], rows),
         *([_front_text(outcome)] if outcome.second else []),
         f"Best: {best}",
