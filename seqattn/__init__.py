@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-TASKS = ("hawkes",)
+TASKS = ("hawkes", "classify")
 
 _ESTIMATORS = {
     "SAHP": "seqattn.hawkes",
@@ -26,6 +26,7 @@ _ESTIMATORS = {
     "RenewalProcess": "seqattn.hawkes",
     "ExponentialHawkes": "seqattn.hawkes",
     "EmpiricalMarkov": "seqattn.hawkes",
+    "VSFormerClassifier": "seqattn.classify",
 }
 _HOMES = {
     **_ESTIMATORS,

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqattn.data import catalog
-from seqattn.errors import DataError, MissingDependencyError, suggest
+from seqattn.errors import DataError, MissingDependencyError
 from seqattn.train.config import json_ready, versions
 from seqattn.train.costs import COSTS
 from seqattn.train.history import History
 
 if TYPE_CHECKING:
+    from seqattn.data.known import Entry
     from seqattn.train.config import Run
     from seqattn.train.search import Outcome
 
@@ -264,7 +265,7 @@ def fit_figures(task: ModuleType, model: Any, dev: Any, run: Run) -> dict[str, A
             "epochs": len(history.records) if history else None,
             "best_epoch": history.best_epoch if history else None,
             "stopped_early": history.stopped_early if history else None,
-            "validation": task.evaluate(model, dev) if dev is not None else None,
+            "validation": task.held_out(model, dev),
         }
     )
     return figures
@@ -345,7 +346,7 @@ def study_text(task: ModuleType, outcome: Outcome) -> str:
     files = {"Model": "best/model.safetensors", "Settings": "best.toml", "Trials": "trials.csv"}
     pictures = [f"Plot: {path}" for path in sorted(outcome.output.rglob("*.png"))]
     parts = [
-        f"Study {outcome.study!r}: {outcome.n_trials} trials ({counts}). Development data, {task.OBJECTIVE}:",
+        f"Study {outcome.study!r}: {outcome.n_trials} trials ({counts}). Objective: {task.OBJECTIVE}:",
         table(["settings", "trial", "value", "state"], rows),
         *([_front_text(outcome)] if outcome.second else []),
         f"Best: {best}",
@@ -391,7 +392,7 @@ def machine() -> dict[str, Any]:
     return {**known, "folders": places, "data": found}
 
 
-def _found(entry: catalog.Entry) -> tuple[str | None, str | None]:
+def _found(entry: Entry) -> tuple[str | None, str | None]:
     """Return in which of the places a data set is, and its folder there; None if it is not on this machine."""
     try:
         place = catalog.find(entry.name, entry.family)
@@ -413,19 +414,17 @@ def dataset_facts(name: str) -> dict[str, Any]:
     DataError
         There is no such data set; the nearest name is suggested.
     """
-    known = {alias: entry for entry in catalog.entries() for alias in (entry.name, *entry.aliases)}
-    if name not in known:
-        raise DataError(
-            f"There is no known data set {name!r}. Known: {', '.join(known)}.{suggest(name, known)}"
-        )
-    entry = known[name]
+    entry = catalog.entry(name)
     origin, path = _found(entry)
     return {
-        **{key: getattr(entry, key) for key in ("name", "family", "title", "types", "unit", "window")},
+        **{key: getattr(entry, key) for key in ("name", "family", "title")},
+        **entry.facts(),
         **{key: getattr(entry, key) for key in ("source", "licence", "notes")},
-        "sizes": {role: {"sequences": p.sequences, "events": p.events} for role, p in entry.parts.items()},
+        "labels": entry.n_labels,
+        "sizes": {role: part.sizes() for role, part in entry.parts.items()},
+        "counts": {role: part.count for role, part in entry.parts.items()},
         "found": origin,
         "path": path,
         "how_to_get": None if origin else catalog.how_to_get(entry),
-        "downloadable": set(entry.urls) == set(entry.splits),
+        "downloadable": entry.is_downloadable,
     }

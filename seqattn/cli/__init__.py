@@ -144,8 +144,8 @@ def _data_for(
     split: str,
     read: Sequence[str],
     into: Path | None = None,
-) -> tuple[str, Any]:
-    """Return a name for the data, and the data; what is left open is as in the model's own run.
+) -> tuple[str, Any, str]:
+    """Return a title of the data, the data, and what was named; what is left open is as in the model's own run.
 
     With ``into`` the events of a Parquet file are put there instead of into memory.
     """
@@ -159,7 +159,7 @@ def _data_for(
     X = module.load_new(model, chosen, split, into, run.read, **parse_pairs(read, "--read"))
     name = f"all of {chosen}" if Path(chosen).is_file() else f"{chosen}, {split}"
     note(f"{type(model).__name__} on {name}: {module.describe(X)}")
-    return name, X
+    return name, X, chosen
 
 
 @cli.command(epilog=example("predict runs/taxi --data taxi --output forecasts.parquet"))
@@ -179,7 +179,7 @@ def predict(model: str, seed: int | None, device: str | None, output: str | None
     write = table_writer(output)
     module, estimator = _opened(model, device)
     with work_folder(Path(tempfile.gettempdir() if output is None else Path(output).parent)) as folder:
-        _, X = _data_for(module, estimator, model, **which, into=folder / "events")
+        _, X, _ = _data_for(module, estimator, model, **which, into=folder / "events")
         frames = module.predict(estimator, X)
         if output is not None:
             rows = write(frames)
@@ -322,8 +322,9 @@ def evaluate(
 
     folder = None if output is None or not is_first() else make_folder(output)
     module, estimator = _opened(model, device)
-    name, X = _data_for(module, estimator, model, **which)
-    asked: dict[str, Any] = {} if convention is None else {"convention": convention}
+    name, X, chosen = _data_for(module, estimator, model, **which)
+    asked: dict[str, Any] = module.beside(chosen, which["split"])
+    asked |= {} if convention is None else {"convention": convention}
     if horizon is not None:
         asked |= {"horizon": horizon, "seed": seed or 0}
     figures = module.evaluate(estimator, X, **asked)

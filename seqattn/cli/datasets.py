@@ -27,14 +27,14 @@ def list_datasets() -> None:
     rows = [
         [
             fact["name"],
-            fact["types"],
-            *(fact["sizes"].get(split, {}).get("sequences") for split in ("train", "dev", "test")),
+            fact["labels"],
+            *(fact["counts"].get(split) for split in ("train", "dev", "test")),
             fact["found"] or ("download" if fact["downloadable"] else "not here"),
             fact["title"],
         ]
         for fact in facts
     ]
-    show({"datasets": facts}, table(["name", "types", "train", "dev", "test", "where", "what"], rows))
+    show({"datasets": facts}, table(["name", "labels", "train", "dev", "test", "where", "what"], rows))
 
 
 @datasets.command("show", epilog=example("datasets show taxi"))

@@ -126,4 +126,5 @@ def _draw_best(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
     if hasattr(best, "history_"):
         title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
         picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
-    picture(lambda: module.plots(best, module.load_split(plan.data, "dev", **plan.read), pictures))
+    parts = module.splits(plan.data, seed=plan.seed, **plan.read)
+    picture(lambda: module.plots(best, parts.get("dev", parts["train"]), pictures))

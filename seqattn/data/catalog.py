@@ -5,108 +5,35 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqattn.data.sequences import Sequences
-from seqattn.data.store import is_saved
-from seqattn.data.table import ENDINGS
+from seqattn.data.known import Entry
+from seqattn.data.tpp import EventSet
+from seqattn.data.uea import SeriesSet
 from seqattn.errors import DataError, ParameterError, suggest
 
 __all__ = [
     "FAMILIES",
     "SPLITS",
-    "Entry",
     "Location",
-    "Part",
     "cache_folder",
     "entries",
     "entry",
     "find",
     "is_on_disk",
-    "is_prepared",
     "load_dataset",
     "load_split",
     "resource",
     "searched",
+    "splits_of",
 ]
 
-FAMILIES = ("tpp",)
+# What is special to a family is with its kind of entry.
+_KINDS: dict[str, type[Entry]] = {kind.family: kind for kind in (EventSet, SeriesSet)}
+FAMILIES = tuple(_KINDS)
 SPLITS = ("train", "dev", "test")
-_ALSO = {"dev": ("valid", "validation", "val")}
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is known of one split of a data set; None where it is not known.
-
-    Attributes
-    ----------
-    sequences, events
-        Sizes.
-    types_sha256
-        SHA-256 of the event types in file order, as 16-bit little-endian numbers.
-    url
-        Where the original file can be had.
-    """
-
-    sequences: int | None = None
-    events: int | None = None
-    types_sha256: str | None = None
-    url: str | None = None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A known data set.
-
-    Attributes
-    ----------
-    name, family
-        Its name, and the family of data that it belongs to.
-    title
-        What its events are, in one line.
-    source
-        Repository or page that it comes from.
-    licence
-        Licence as its source states it, or "not stated".
-    unit
-        Unit of its times.
-    types
-        Number of event types K, numbered from 0.
-    parts
-        For each split what is known of it.
-    window
-        Observation window, as for :meth:`Sequences.from_table`.
-    notes
-        Oddities worth knowing.
-    aliases
-        Other names.
-    """
-
-    name: str
-    family: str
-    title: str
-    source: str
-    licence: str
-    unit: str
-    types: int
-    parts: Mapping[str, Part]
-    window: str | tuple[float, float] = "last_event"
-    notes: str = ""
-    aliases: tuple[str, ...] = field(default=())
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of its splits."""
-        return tuple(self.parts)
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Locations of the splits that can be downloaded."""
-        return {split: part.url for split, part in self.parts.items() if part.url is not None}
 
 
 @dataclass(frozen=True)
@@ -116,7 +43,7 @@ class Location:
     Attributes
     ----------
     path
-        The folder with the files of the splits.
+        The folder with the files of the splits, or the archive.
     origin
         "SEQATTN_DATA", "cache" or "embedded".
     """
@@ -158,32 +85,30 @@ def entries(family: str | None = None) -> list[Entry]:
     >>> "taxi" in [known.name for known in entries("tpp")]
     True
     """
-    if family is not None and family not in FAMILIES:
+    names = FAMILIES if family is None else (_kind(family).family,)
+    return [known for name in names for known in _read_index(name)]
+
+
+def _kind(family: str) -> type[Entry]:
+    if family not in _KINDS:
         raise ParameterError(f"There is no family {family!r}. Families: {', '.join(FAMILIES)}.")
-    return [known for name in FAMILIES if family in (None, name) for known in _read_index(name)]
+    return _KINDS[family]
 
 
 def _read_index(family: str) -> list[Entry]:
     index = tomllib.loads(resource("datasets", family, "index.toml").read_text(encoding="utf-8"))
-    return [_entry(family, row) for row in index["sets"]]
+    return [_kind(family).from_row(row) for row in index["sets"]]
 
 
-def _entry(family: str, row: dict[str, Any]) -> Entry:
-    parts = {split: Part(**row["parts"][split]) for split in SPLITS if split in row["parts"]}
-    window = row.get("window", "last_event")
-    rest = {key: row[key] for key in ("name", "title", "source", "licence", "unit", "types")}
-    return Entry(
-        family=family,
-        parts=parts,
-        window=window if isinstance(window, str) else (float(window[0]), float(window[1])),
-        notes=row.get("notes", ""),
-        aliases=tuple(row.get("aliases", ())),
-        **rest,
-    )
-
-
-def entry(name: str, family: str = "tpp") -> Entry:
+def entry(name: str, family: str | None = None) -> Entry:
     """Return the catalogue's entry for a name or alias.
+
+    Parameters
+    ----------
+    name
+        Name or alias.
+    family
+        Family in which it is looked for; None looks in all.
 
     Raises
     ------
@@ -192,8 +117,8 @@ def entry(name: str, family: str = "tpp") -> Entry:
 
     Examples
     --------
-    >>> entry("mimic-ii").name
-    'mimic-ii/fold1'
+    >>> entry("mimic-ii").name, entry("BasicMotions").family
+    ('mimic-ii/fold1', 'uea')
     """
     known = entries(family)
     for found in known:
@@ -216,8 +141,13 @@ def cache_folder() -> Path:
     return (Path(local) if local else Path.home() / ".cache") / "seqattn"
 
 
-def searched(family: str = "tpp") -> list[Location]:
+def searched(family: str) -> list[Location]:
     """Return the folders that are looked through for a family, in order.
+
+    Parameters
+    ----------
+    family
+        Family of the data.
 
     Raises
     ------
@@ -233,8 +163,8 @@ def searched(family: str = "tpp") -> list[Location]:
     return [*places, Location(resource("datasets", family), "embedded")]
 
 
-def find(name: str, family: str = "tpp") -> Location:
-    """Find the folder that holds a known data set.
+def find(name: str, family: str | None = None) -> Location:
+    """Find the folder or archive that holds a known data set.
 
     Looked at in this order: ``SEQATTN_DATA/<family>/<name>``, the cache folder, what is embedded in the package.
 
@@ -243,7 +173,7 @@ def find(name: str, family: str = "tpp") -> Location:
     name
         Name or alias of the data set.
     family
-        Family of the data.
+        Family of the data; None looks in all.
 
     Raises
     ------
@@ -256,48 +186,52 @@ def find(name: str, family: str = "tpp") -> Location:
     'taxi'
     """
     known = entry(name, family)
-    places = searched(family)
+    places = [
+        Location(path, place.origin) for place in searched(known.family) for path in known.places(place.path)
+    ]
     for place in places:
-        folder = place.path / known.name
-        if any(_split_files(folder, split) for split in known.splits):
-            return Location(folder, place.origin)
-    folders = ", ".join(repr(str(place.path / known.name)) for place in places)
+        if any(known.split_files(place.path, split) for split in known.splits):
+            return place
+    looked = ", ".join(repr(str(place.path)) for place in places)
     raise DataError(
-        f"The data set {known.name!r} is not on this machine. Looked in: {folders}. {how_to_get(known)}"
+        f"The data set {known.name!r} is not on this machine. Looked in: {looked}. {how_to_get(known)}"
     )
 
 
 def how_to_get(known: Entry) -> str:
-    """Say how a data set can be had."""
-    files = ", ".join(f"{split}.parquet" for split in known.splits)
-    by_hand = (
-        f"put {files} (columns seq_id, t, k) into {known.family}/{known.name} of a folder "
-        "and set SEQATTN_DATA to that folder"
-    )
-    if known.urls:
+    """Say how a data set can be had.
+
+    Parameters
+    ----------
+    known
+        Its entry.
+    """
+    by_hand = f"{known.by_hand()} of a folder and set SEQATTN_DATA to that folder"
+    if known.is_downloadable:
         return f"Download it with: seqattn datasets get {known.name}; or {by_hand}."
     return f"It cannot be downloaded from here. Its source is {known.source}; {by_hand}."
 
 
-def load_dataset(
-    name: str, split: str | None = None, *, family: str = "tpp", **options: Any
-) -> Sequences | dict[str, Sequences]:
+def load_dataset(name: str, split: str | None = None, *, family: str | None = None, **options: Any) -> Any:
     """Load a known data set.
 
     Parameters
     ----------
     name
-        Name or alias. "taxi" is part of the package; see :func:`find` for where others are looked for.
+        Name or alias. "taxi" and "BasicMotions" are part of the package; see :func:`find` for where others are
+        looked for.
     split
-        "train", "dev" or "test"; None loads all.
+        "train", "dev" or "test"; None loads all that the data set has.
     family
-        Family of the data.
+        Family of the data; None looks in all.
     options
-        As in :meth:`Sequences.from_table`; they replace what the catalogue says of types and window.
+        For event sequences as in :meth:`Sequences.from_table`; they replace what the catalogue says of types and
+        window.
 
     Returns
     -------
-    Sequences of one split, or a dictionary of all.
+    Data of one split, or a dictionary of all: :class:`Sequences` of events, :class:`seqattn.data.panels.Panel` of
+    labelled series.
 
     Raises
     ------
@@ -308,24 +242,25 @@ def load_dataset(
     --------
     >>> load_dataset("taxi", "test").n_events
     14820
+    >>> {split: len(panel) for split, panel in load_dataset("BasicMotions").items()}
+    {'train': 40, 'test': 40}
     """
     known = entry(name, family)
-    place = find(name, family)
+    place = find(known.name, known.family)
     if split is not None:
         return _load_known(known, place.path, split, options)
     return {one: _load_known(known, place.path, one, options) for one in known.splits}
 
 
-def _load_known(known: Entry, folder: Path, split: str, options: dict[str, Any]) -> Sequences:
-    usual: dict[str, Any] = {"labels": known.types, "window": known.window}
+def _load_known(known: Entry, place: Path, split: str, options: dict[str, Any]) -> Any:
     if split not in known.splits:
         raise DataError(
             f"{known.name!r} has no split {split!r}. Splits: {', '.join(known.splits)}.{suggest(split, known.splits)}"
         )
-    return Sequences.read(_one_file(folder, split), **{**usual, **options})
+    return known.load(_one_file(type(known), place, split), **options)
 
 
-def load_split(data: str | Path, split: str, **options: Any) -> Sequences:
+def load_split(data: str | Path, split: str, *, family: str = "tpp", **options: Any) -> Any:
     """Load one split of what a user names: a file, a folder, or a known data set.
 
     Parameters
@@ -333,11 +268,14 @@ def load_split(data: str | Path, split: str, **options: Any) -> Sequences:
     data
         A file, which is read whole whatever the split; a folder with the files ``train``, ``dev`` and ``test`` of
         any ending that can be read ("valid", "validation" and "val" stand for "dev"); a folder written by
-        :meth:`Sequences.save`; or a known name. See :func:`is_on_disk` for what is both.
+        :meth:`Sequences.save`; for series a folder or ZIP archive with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``; or a
+        known name. See :func:`is_on_disk` for what is both.
     split
         Name of the split: "train", "dev", "test", or another that the folder has.
+    family
+        Family of the data.
     options
-        As in :meth:`Sequences.from_table`.
+        For event sequences as in :meth:`Sequences.from_table`.
 
     Raises
     ------
@@ -349,19 +287,50 @@ def load_split(data: str | Path, split: str, **options: Any) -> Sequences:
     >>> load_split("taxi", "dev").n_events
     7404
     """
-    path = Path(data)
-    if path.is_file() or (path.is_dir() and is_saved(path)):
-        return Sequences.read(path, **options)
+    path, kind = Path(data), _kind(family)
+    if kind.is_whole(path):
+        return kind.read(path, **options)
     if is_on_disk(path):
-        return Sequences.read(_one_file(path, split), **options)
-    names = _known_names()
+        return kind.read(_one_file(kind, path, split), **options)
+    known = _known(data, family)
+    return _load_known(known, find(known.name, family).path, split, options)
+
+
+def _known(data: str | Path, family: str) -> Entry:
+    """Return the entry of what a user names, which is no path."""
+    names = _known_names(family)
     if str(data) not in names:
         raise DataError(
             f"There is no file, folder or known data set {str(data)!r}. Known data sets: {', '.join(names)}."
             f"{suggest(data, names)}"
         )
-    known = entry(str(data))
-    return _load_known(known, find(known.name).path, split, options)
+    return entry(str(data), family)
+
+
+def splits_of(data: str | Path, family: str) -> tuple[str, ...]:
+    """Return which of the splits "train", "dev" and "test" there are of what a user names; none of a single file.
+
+    Parameters
+    ----------
+    data, family
+        As in :func:`load_split`.
+
+    Raises
+    ------
+    DataError
+        Nothing of that name exists.
+
+    Examples
+    --------
+    >>> splits_of("BasicMotions", "uea")
+    ('train', 'test')
+    """
+    path, kind = Path(data), _kind(family)
+    if kind.is_whole(path):
+        return ()
+    if is_on_disk(path):
+        return tuple(split for split in SPLITS if kind.split_files(path, split))
+    return _known(data, family).splits
 
 
 def is_on_disk(data: str | Path) -> bool:
@@ -375,50 +344,26 @@ def is_on_disk(data: str | Path) -> bool:
         What a user names.
     """
     path = Path(data)
-    if not path.is_dir() or is_saved(path) or str(data) not in _known_names():
+    is_results = path.is_dir() and str(data) in [name for family in FAMILIES for name in _known_names(family)]
+    if not is_results or any(kind.is_whole(path) for kind in _KINDS.values()):
         return path.exists()
-    return any(_split_files(path, split) for split in SPLITS)
+    return any(kind.split_files(path, split) for kind in _KINDS.values() for split in SPLITS)
 
 
-def is_prepared(data: str | Path, split: str) -> bool:
-    """Tell whether a split is read from saved sequences, whose windows and times are settled.
-
-    Parameters
-    ----------
-    data, split
-        As in :func:`load_split`.
-    """
-    path = Path(data)
-    if path.is_dir() and is_on_disk(path) and not is_saved(path):
-        return any(is_saved(found) for found in _split_files(path, split))
-    return is_saved(path)
+def _known_names(family: str) -> list[str]:
+    return [name for known in entries(family) for name in (known.name, *known.aliases)]
 
 
-def _known_names() -> list[str]:
-    return [name for known in entries("tpp") for name in (known.name, *known.aliases)]
-
-
-def _split_files(folder: Path, split: str) -> list[Path]:
-    """Return what a folder holds for a split: files of a known ending, or a saved folder."""
-    found = []
-    for stem in (split, *_ALSO.get(split, ())):
-        found += [path for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()]
-        found += [folder / stem] if is_saved(folder / stem) else []
-    return found
-
-
-def _one_file(folder: Path, split: str) -> Path:
-    found = _split_files(folder, split)
+def _one_file(kind: type[Entry], place: Path, split: str) -> Path:
+    found = kind.split_files(place, split)
+    what = "folder" if place.is_dir() else "archive"
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise DataError(
-            f"The folder {str(folder)!r} holds {names} for the split {split!r}. Keep one of them."
-        )
+        raise DataError(f"The {what} {str(place)!r} holds {names} for the split {split!r}. Keep one of them.")
     if found:
         return found[0]
-    stems = (split, *_ALSO.get(split, ()))
-    there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+    there = [path.name for path in place.iterdir()] if place.is_dir() else []
+    holds = f" The folder holds: {', '.join(sorted(there)[:20]) or 'nothing'}." if place.is_dir() else ""
     raise DataError(
-        f"The folder {str(folder)!r} has no file for the split {split!r}. Looked for {' / '.join(stems)} with the "
-        f"endings {', '.join(ENDINGS)}. The folder holds: {there}."
+        f"The {what} {str(place)!r} has no file for the split {split!r}. Looked for {kind.looked_for(split)}.{holds}"
     )

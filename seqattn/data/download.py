@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -14,13 +13,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import polars as pl
 
-from seqattn.data.catalog import Entry, Location, Part, cache_folder, entry, how_to_get
+from seqattn.data.catalog import Location, cache_folder, entry, how_to_get
+from seqattn.data.known import Entry, Progress
 from seqattn.data.table import read_frame
+from seqattn.data.tpp import EventPart
 from seqattn.errors import DataError
 
-__all__ = ["Progress", "fetch"]
-
-Progress = Callable[[str, int, int | None], None]
+__all__ = ["fetch", "fetch_split", "types_sha256"]
 
 _BLOCK = 1 << 16
 _ATTEMPTS = 3
@@ -29,20 +28,19 @@ _SCHEMES = ("https", "http", "file")
 
 
 def fetch(
-    known: str | Entry, *, family: str = "tpp", progress: Progress | None = None, again: bool = False
+    known: str | Entry, *, family: str | None = None, progress: Progress | None = None, again: bool = False
 ) -> Location:
     """Download a known data set into the cache folder, and check it.
 
-    Every split is downloaded to a ``.part`` file, which a later call continues, then converted to Parquet and
-    compared with the counts and the digest of the catalogue. The data set appears in the cache only when all its
-    splits are there and right.
+    What an earlier call has brought is kept. The data set appears in the cache only when all its splits are there and
+    are what the catalogue says.
 
     Parameters
     ----------
     known
         Name of the data set, or its entry.
     family
-        Family of the data.
+        Family of the data; None looks in all.
     progress
         Called with the name of the file, the bytes that are there and the bytes in all (None where not known).
     again
@@ -59,24 +57,43 @@ def fetch(
         catalogue says (it is then removed).
     """
     what = known if isinstance(known, Entry) else entry(known, family)
-    missing = [split for split in what.splits if split not in what.urls]
-    if missing:
+    if not what.is_downloadable:
         raise DataError(f"No location to download {what.name!r} from is known. {how_to_get(what)}")
     target = cache_folder() / what.family / what.name
     if target.is_dir() and not again:
         return Location(target, "cache")
     parts = target.with_name(target.name + ".part")
     parts.mkdir(parents=True, exist_ok=True)
-    for split, part in what.parts.items():
-        _fetch_split(what, split, part, parts, progress)
+    try:
+        what.bring(parts, progress)
+    finally:
+        _remove_if_empty(parts)
     if target.is_dir():
         shutil.rmtree(target)
     parts.replace(target)
     return Location(target, "cache")
 
 
-def _fetch_split(what: Entry, split: str, part: Part, folder: Path, progress: Progress | None) -> None:
-    """Bring one split into the folder as Parquet; a wrong one is removed before the error is raised."""
+def fetch_split(what: Entry, split: str, part: EventPart, folder: Path, progress: Progress | None) -> None:
+    """Bring one split of event sequences into the folder as Parquet.
+
+    It is downloaded to a ``.part`` file, which a later call continues, then converted and compared with the counts and
+    the digest of the catalogue.
+
+    Parameters
+    ----------
+    what, split, part
+        The data set, the name of the split, and what is known of it.
+    folder
+        An existing folder.
+    progress
+        As in :func:`fetch`.
+
+    Raises
+    ------
+    DataError
+        The network failed, or the content is wrong and was removed.
+    """
     done = folder / f"{split}.parquet"
     if done.is_file():
         return
@@ -88,7 +105,6 @@ def _fetch_split(what: Entry, split: str, part: Part, folder: Path, progress: Pr
         _check(frame, part)
     except DataError as error:
         raw.unlink(missing_ok=True)
-        _remove_if_empty(folder)
         raise DataError(
             f"What {part.url} holds is not {split!r} of {what.name!r}: {error} It was removed."
         ) from error
@@ -126,7 +142,6 @@ def _download(url: str, target: Path, progress: Progress | None) -> None:
     size = part.stat().st_size if part.exists() else 0
     if not size:
         part.unlink(missing_ok=True)
-        _remove_if_empty(part.parent)
     went = f"stopped after {size:,} bytes" if size else "failed"
     raise DataError(
         f"The download of {url} {went}: {reason}. Check the network and call again to go on from there."
@@ -179,7 +194,7 @@ def types_sha256(types: pl.Series) -> str:
     return hashlib.sha256(types.to_numpy().astype("<i2").tobytes()).hexdigest()
 
 
-def _check(frame: pl.DataFrame, part: Part) -> None:
+def _check(frame: pl.DataFrame, part: EventPart) -> None:
     """Compare a split with the catalogue."""
     found = {
         "sequences": frame["seq_id"].n_unique(),

@@ -14,6 +14,7 @@ from seqattn.data.prepare import is_table_of_events
 from seqattn.data.sequences import Sequences
 from seqattn.data.splits import split_sequences
 from seqattn.data.store import is_saved
+from seqattn.data.tpp import EventSet
 from seqattn.hawkes.process import PointProcess
 from seqattn.train.config import check_names
 
@@ -164,9 +165,17 @@ def load_new(
     check_names(read, reading_options(), "a reading option")
     known = {"labels": model.labels_, "unknown": model.unknown}
     options = {**known, **(reading(model) if catalog.is_on_disk(data) else {}), **(usual or {})}
-    if catalog.is_prepared(data, split):
+    if _is_prepared(data, split):
         options = {name: options[name] for name in known}
     options |= read
     if into is not None and is_table_of_events(data, options.get("time", "t")):
         return Sequences.prepare(data, into, **options)
     return load_split(data, split, **options)
+
+
+def _is_prepared(data: str | Path, split: str) -> bool:
+    """Tell whether a split is read from saved sequences, whose windows and times are settled."""
+    path = Path(data)
+    if path.is_dir() and catalog.is_on_disk(path) and not is_saved(path):
+        return any(is_saved(found) for found in EventSet.split_files(path, split))
+    return is_saved(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from pathlib import Path
@@ -14,7 +13,7 @@ import polars as pl
 from seqattn import hawkes
 from seqattn.data import catalog
 from seqattn.data.sequences import Sequences
-from seqattn.errors import ParameterError, suggest
+from seqattn.errors import ParameterError
 from seqattn.hawkes.ahead import horizon_caption, horizon_columns
 from seqattn.hawkes.comparing import cases as cases
 from seqattn.hawkes.comparing import deviations as deviations
@@ -29,6 +28,7 @@ from seqattn.hawkes.loading import splits as splits
 from seqattn.hawkes.metrics import table_rows
 from seqattn.hawkes.process import PointProcess
 from seqattn.hawkes.simulating import Paths
+from seqattn.train.building import ELSEWHERE, build_estimator, known_model, own_settings
 from seqattn.train.config import check_names
 from seqattn.train.loop import Observer
 
@@ -51,9 +51,7 @@ SIMULATION = ("n_paths", "until", "horizon", "max_events", "start", "method", "s
 
 # Constructor arguments that a run states elsewhere than among its settings.
 _ELSEWHERE = {
-    "random_state": "--seed",
-    "device": "--device",
-    "verbose": "--quiet",
+    **ELSEWHERE,
     "types": "--read labels=...",
     "columns": "--read time=...",
     "window": "--read window=...",
@@ -73,15 +71,6 @@ _HEADERS = [
     "macro F1",
     "KS p",
 ]
-# Constructor arguments are checked against the plain words of their annotations; other words allow anything.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float,),
-    "bool": (bool,),
-    "str": (str,),
-    "None": (type(None),),
-    "Pattern": (),
-}
 
 
 def describe(X: Sequences) -> str:
@@ -123,52 +112,13 @@ def build(
     ParameterError
         A name is unknown (the nearest one is suggested), a value is of the wrong kind, or the model has no device.
     """
-    model = model or next(iter(MODELS))
-    if model not in MODELS:
-        raise ParameterError(
-            f"There is no model {model!r}. Models: {', '.join(MODELS)}.{suggest(model, MODELS)}"
-        )
-    kind = getattr(hawkes, MODELS[model])
-    parameters = inspect.signature(kind.__init__).parameters
+    model = known_model(model, MODELS)
     check_names(read or {}, reading_options(), "a reading option")
-    settings = _checked(settings, parameters, model)
-    if device not in (None, "auto", "cpu") and "device" not in parameters:
-        raise ParameterError(
-            f"The model {model!r} runs on the CPU only, but device={device!r} was asked for."
-        )
     given = {"random_state": seed, "device": device, **remembered(read or {})}
-    usual = {name: value for name, value in given.items() if name in parameters and value is not None}
-    estimator: PointProcess = kind(**{**usual, **settings})
+    estimator: PointProcess = build_estimator(
+        getattr(hawkes, MODELS[model]), model, settings, given, _ELSEWHERE
+    )
     return estimator
-
-
-def _checked(
-    settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], model: str
-) -> dict[str, Any]:
-    """Return settings with whole numbers where numbers are wanted; refuse names and kinds that are not known."""
-    for name in settings:
-        if name in _ELSEWHERE and name in parameters:
-            raise ParameterError(f"{name!r} is not a setting of a run: use {_ELSEWHERE[name]} instead.")
-    allowed = [name for name in parameters if name not in ("self", *_ELSEWHERE)]
-    if settings and not allowed:
-        raise ParameterError(f"The model {model!r} has no settings. Leave {next(iter(settings))!r} out.")
-    check_names(settings, allowed, f"a setting of {model!r}")
-    return {
-        name: _converted(name, value, str(parameters[name].annotation)) for name, value in settings.items()
-    }
-
-
-def _converted(name: str, value: Any, annotation: str) -> Any:
-    words = annotation.replace("|", " ").split()
-    kinds = tuple(kind for word in words for kind in _KINDS.get(word, (object,)))
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if is_whole and float in kinds and int not in kinds:
-        return float(value)
-    if not isinstance(value, kinds) or (
-        isinstance(value, bool) and bool not in kinds and object not in kinds
-    ):
-        raise ParameterError(f"{name}={value!r} is of the wrong kind. Allowed: {' or '.join(words)}.")
-    return value
 
 
 def settings(model: PointProcess) -> dict[str, Any]:
@@ -179,7 +129,7 @@ def settings(model: PointProcess) -> dict[str, Any]:
     model
         An estimator.
     """
-    return {name: value for name, value in model.get_params(deep=False).items() if name not in _ELSEWHERE}
+    return own_settings(model, _ELSEWHERE)
 
 
 def fit(
@@ -209,6 +159,30 @@ def fit(
         return model.fit(train)
     held_out = None if model.validation is None else valid
     return model.fit(train, validation=held_out, checkpoint=checkpoint, observers=observers)
+
+
+def held_out(model: PointProcess, dev: Sequences | None) -> dict[str, Any] | None:
+    """Return the figures of a fit that are printed with it: those on development data, None without any.
+
+    Parameters
+    ----------
+    model
+        A fitted point process.
+    dev
+        Development data, or None.
+    """
+    return None if dev is None else evaluate(model, dev)
+
+
+def beside(data: str | Path, split: str, /, **read: Any) -> dict[str, Any]:
+    """Return options of :func:`evaluate` that come from the other parts of the same data: none.
+
+    Parameters
+    ----------
+    data, split, read
+        As in :func:`load_split`.
+    """
+    return {}
 
 
 def objective(model: PointProcess, X: Sequences) -> float:

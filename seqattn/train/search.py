@@ -123,6 +123,7 @@ class Plan:
             Constructor arguments; later ones replace earlier ones.
         """
         merged = {name: value for part in (self.space.fixed, *settings) for name, value in part.items()}
+        merged = self.space.decoded(merged)
         return task.build(merged, self.space.model, seed=self.seed, device=self.device, read=self.read)
 
     def say(self, text: str) -> None:
@@ -233,10 +234,11 @@ class Outcome:
         With a second objective, the trials within the limits that none beats in both: ``number``, ``value`` and the
         cost, by falling value.
     best_value, best_params, best_trial
-        The highest objective on the development data within the limits, the settings that gave it, and the number of
+        The highest objective of a trial within the limits, the settings that gave it, and the number of
         that trial; those of another trial if it was chosen. None and empty if none can be chosen.
     dev, test
-        Objective of the refitted best settings on the development data, and every metric on the test data.
+        Objective of the refitted best settings on the development data, None without any, and every metric on the
+        test data.
     """
 
     study: str
@@ -297,7 +299,7 @@ def starting_points(task: ModuleType, plan: Plan) -> dict[str, tuple[dict[str, A
                     f"The starting point {name!r} has {key}={value!r}, outside of {space.rules[key]}. Leave it out, "
                     "or widen the space."
                 )
-        starts[name] = (params, extra)
+        starts[name] = (space.encoded(params), extra)
     return starts
 
 
@@ -360,11 +362,12 @@ def refit(
     params
         Its settings.
     parts
-        Data for ``"train"``, ``"dev"`` and ``"test"``.
+        Data for ``"train"``, ``"test"`` and, where there are some, ``"dev"``.
 
     Returns
     -------
-    ``dev``, the objective on the development data, and ``test``, every metric on the test data, as JSON values.
+    ``dev``, the objective on the development data, None without any, and ``test``, every metric on the test data, both
+    as JSON values.
     """
     model = plan.build(task, plan.space.refit, params)
     settings, output = task.settings(model), Path(plan.output)
@@ -378,9 +381,10 @@ def refit(
     if figures is None:
         plan.say(f"refitting the settings of trial {number}, then the only look at the test data")
         observers = [] if plan.quiet else [Progress()]
-        folder.fit(task, model, parts["train"], parts["dev"], observers)
-        test = task.evaluate(model, parts["test"])
-        figures = json_ready({"dev": task.objective(model, parts["dev"]), "test": test})
+        dev = parts.get("dev")
+        folder.fit(task, model, parts["train"], dev, observers)
+        test = task.evaluate(model, parts["test"], **task.beside(plan.data, "test"))
+        figures = json_ready({"dev": None if dev is None else task.objective(model, dev), "test": test})
         folder.finish(figures)
     text = json.dumps({"trial": number, "settings": settings, **figures}, indent=2)
     (output / "evaluation.json").write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,8 +12,10 @@ from typing import Any
 from seqattn.errors import ParameterError
 from seqattn.train.config import check_names, read_toml
 
-__all__ = ["Space", "check_rule", "is_inside", "is_number"]
+__all__ = ["NO_VALUE", "Space", "check_rule", "is_inside", "is_number", "list_text"]
 
+# TOML has no word for it.
+NO_VALUE = "none"
 _RULES = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("choices",)}
 _TABLES = ("space", "fixed", "trial", "refit", "start", "limit", "pruning")
 
@@ -27,7 +30,7 @@ class Space:
         Name of the model within the task; None is the task's first.
     rules
         Settings that are searched: ``type`` ("float", "int", "choice") with ``low``, ``high``, ``log`` or
-        ``choices``.
+        ``choices``. A choice may be a list; the choice "none" is no value.
     fixed, trial, refit
         Settings of every fit, of trials only, and of the final fit only.
     starts
@@ -105,6 +108,44 @@ class Space:
         trial, refit = ({**part, **_common(part, settings)} for part in (self.trial, self.refit))
         return replace(self, rules=rules, fixed={**self.fixed, **settings}, trial=trial, refit=refit)
 
+    def encoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return searched settings as the sampler knows them: a list is written as text, and no value as "none".
+
+        Parameters
+        ----------
+        params
+            Values of searched settings.
+
+        Examples
+        --------
+        >>> space = Space(rules={"parts": {"type": "choice", "choices": [[1, 2], "none"]}})
+        >>> (
+        ...     space.encoded({"parts": (1, 2)}),
+        ...     space.decoded({"parts": "[1, 2]"}),
+        ...     space.decoded({"parts": "none"}),
+        ... )
+        ({'parts': '[1, 2]'}, {'parts': [1, 2]}, {'parts': None})
+        """
+        return {name: _plain(value) if name in self.rules else value for name, value in params.items()}
+
+    def decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings as an estimator takes them, the inverse of :meth:`encoded`.
+
+        Parameters
+        ----------
+        params
+            Settings of any kind.
+        """
+        meant = {
+            (name, _plain(choice)): None if choice == NO_VALUE else choice
+            for name, rule in self.rules.items()
+            for choice in rule.get("choices", ())
+        }
+        return {
+            name: meant.get((name, value), value) if isinstance(value, str) else value
+            for name, value in params.items()
+        }
+
     def searched(self) -> dict[str, Any]:
         """Return all but what is asked of the models, as JSON values."""
         return {key: value for key, value in asdict(self).items() if key not in ("limits", "second")}
@@ -112,6 +153,28 @@ class Space:
 
 def _common(part: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in part}
+
+
+def list_text(value: Any) -> str:
+    """Return a list as text.
+
+    Parameters
+    ----------
+    value
+        A list or tuple of JSON values.
+
+    Examples
+    --------
+    >>> list_text((0.2, 0.4))
+    '[0.2, 0.4]'
+    """
+    return json.dumps(list(value))
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return NO_VALUE
+    return list_text(value) if isinstance(value, list | tuple) else value
 
 
 def check_rule(name: str, rule: Any) -> None:
@@ -196,5 +259,6 @@ def is_inside(value: Any, rule: Mapping[str, Any]) -> bool:
     (True, False)
     """
     if rule["type"] == "choice":
-        return any(type(value) is type(choice) and value == choice for choice in rule["choices"])
+        value = _plain(value)
+        return any(type(value) is type(choice) and value == choice for choice in map(_plain, rule["choices"]))
     return is_number(value, rule["type"]) and bool(rule["low"] <= value <= rule["high"])

@@ -28,7 +28,7 @@ _ATTEMPTS = 3
 # A study stops if this many first trials all fail.
 _HOPELESS = 5
 # What a trial says of itself, and one with the same settings repeats.
-_NOTES = ("epochs", "best_epoch", "reason", "costs")
+_NOTES = ("epochs", "best_epoch", "folds", "reason", "costs")
 
 
 class Desk:
@@ -362,6 +362,30 @@ class Desk:
                 return bool(trial.should_prune())  # numpy has one of its own
 
         return not self.plan.second and patiently(ask, self.plan.say)
+
+    def is_below_median(self, trial: optuna.Trial, step: int, value: float) -> bool:
+        """Return whether a trial is to end because complete ones were better after the same step, half of them or more.
+
+        Unlike in :meth:`is_behind` its best step does not count: a mean over folds that was high by chance is no merit.
+
+        Parameters
+        ----------
+        trial
+            What :meth:`claim` returned.
+        step
+            The step.
+        value
+            The objective after it.
+        """
+        space = self.plan.space
+        if self.plan.second or step < space.warmup_epochs:
+            return False
+        others = [
+            known.intermediate_values[step]
+            for known in self.trials(TrialState.COMPLETE)
+            if step in known.intermediate_values and known.number != trial.number
+        ]
+        return len(others) >= max(space.startup_trials, 1) and value < float(np.median(others))
 
     def _end(
         self, trial: optuna.Trial, state: TrialState, values: list[float] | None, notes: Mapping[str, Any]

@@ -15,6 +15,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
+from seqattn.train.space import list_text
+
 __all__ = ["NewSettings", "distributions", "draw"]
 
 # A space with so few free settings that this many draws find none is as good as used up.
@@ -35,7 +37,8 @@ def distributions(rules: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseDistr
 
 def _distribution(rule: Mapping[str, Any]) -> BaseDistribution:
     if rule["type"] == "choice":
-        return CategoricalDistribution(rule["choices"])
+        choices = [list_text(choice) if isinstance(choice, list) else choice for choice in rule["choices"]]
+        return CategoricalDistribution(choices)
     return _KINDS[rule["type"]](rule["low"], rule["high"], log=rule.get("log", False))
 
 

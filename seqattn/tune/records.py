@@ -93,12 +93,16 @@ def line_of(trial: FrozenTrial, limits: Mapping[str, float]) -> str:
     notes = trial.user_attrs
     ended = {
         TrialState.COMPLETE: f"{first_value(trial):.4f}{_costs(trial, limits)}",
-        TrialState.PRUNED: f"pruned at {first_value(trial):.4f} after epoch {notes.get('epochs')}",
+        TrialState.PRUNED: f"pruned at {first_value(trial):.4f} after {_step(trial)}",
         TrialState.FAIL: f"failed: {notes.get('reason')}",
     }[trial.state]
     name = f" ({notes['name']})" if "name" in notes else ""
     twin = f" as trial {notes['same_as']}, which has the same settings" if "same_as" in notes else ""
     return f"trial {trial.number}{name}: {ended}{twin}, {notes.get('seconds', 0):.0f} s"
+
+
+def _step(trial: FrozenTrial) -> str:
+    return f"{'fold' if 'folds' in trial.user_attrs else 'epoch'} {trial.user_attrs.get('epochs')}"
 
 
 def _costs(trial: FrozenTrial, limits: Mapping[str, float]) -> str:

@@ -8,7 +8,6 @@ trial.
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import time
 import warnings
@@ -22,11 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 import seqattn
 from seqattn.data.catalog import is_on_disk, resource
-from seqattn.errors import ArtifactError, SeqattnError, SeqattnWarning, StudyError
+from seqattn.errors import SeqattnError, StudyError
 from seqattn.train.config import short_name
-from seqattn.train.costs import measure_cost
 from seqattn.train.folder import make_folder
-from seqattn.train.history import History
 from seqattn.train.search import (
     Outcome,
     Plan,
@@ -49,6 +46,7 @@ from seqattn.train.workers import (
 )
 from seqattn.tune.desk import Desk
 from seqattn.tune.records import best_of, extra_of, first_value, front_of, is_feasible, record_of
+from seqattn.tune.scoring import Course, checkpoint_of, score
 from seqattn.tune.storage import FAILURES, explained, is_begun, shown
 
 __all__ = ["tune"]
@@ -60,10 +58,11 @@ _ENDED = "the same call goes on"
 def tune(plan: Plan, workers: int = 1) -> Outcome:
     """Search settings on training and development data, refit the best, and test only that one.
 
-    An interrupted call leaves every finished trial in the storage; the same call goes on from there, and returns at
-    once when all is done. Where the storage is a PostgreSQL database, calls on any number of machines share a study.
-    Progress goes to the standard error stream, one line per finished trial. The output folder gets the best settings
-    (``best.toml``), model (``best/model.safetensors``) and its figures (``evaluation.json``).
+    Without development data every trial is cross-validated on the training data. An interrupted call leaves every
+    finished trial in the storage; the same call goes on from there, and returns at once when all is done. Where the
+    storage is a PostgreSQL database, calls on any number of machines share a study. Progress goes to the standard error
+    stream, one line per finished trial. The output folder gets the best settings (``best.toml``), model
+    (``best/model.safetensors``) and its figures (``evaluation.json``).
 
     Parameters
     ----------
@@ -140,38 +139,6 @@ def _silent_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-class _Reporter:
-    """Tells the study of each epoch, and ends a trial that falls behind."""
-
-    def __init__(self, plan: Plan, desk: Desk, trial: optuna.Trial, model: Any) -> None:
-        self._plan, self._desk, self._trial, self._model = plan, desk, trial, model
-        # A trial that is run again has reported some epochs already; equal seeds give equal values.
-        self._known = dict(desk.trials()[trial.number].intermediate_values)
-        self.values: dict[int, float] = {}
-
-    def _value(self, record: Mapping[str, Any]) -> float:
-        return float(seqattn.task(self._plan.task).epoch_objective(self._model, record))
-
-    def begin(self, settings: Any) -> None:
-        """Nothing is to be done."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Report the objective; a worker whose first process is gone stops."""
-        if is_orphan():
-            raise KeyboardInterrupt
-        number = record["epoch"]
-        before = {epoch: value for epoch, value in self._known.items() if epoch < number}
-        self.values = {**before, **self.values, number: self._value(record)}
-        if number not in self._known:
-            self._desk.report(self._trial, number, self.values[number])
-        if self._desk.is_behind(self._trial):
-            raise optuna.TrialPruned
-
-    def end(self, history: History) -> None:
-        """Take in the epochs before an interruption too."""
-        self.values = {record["epoch"]: self._value(record) for record in history.records}
 
 
 def _search(plan: Plan, desk: Desk, parts: Mapping[str, Any], workers: int) -> None:
@@ -264,19 +231,10 @@ def _drain(plan: Plan, desk: Desk, parts: Mapping[str, Any]) -> None:
 
 def _run_trial(plan: Plan, desk: Desk, trial: optuna.Trial, parts: Mapping[str, Any]) -> None:
     started = time.perf_counter()
-    checkpoint = _checkpoint(plan, trial.number)
     state, values, notes = TrialState.FAIL, None, dict[str, Any]()
-    course: dict[int, float] = {}
+    course = Course(plan, desk, trial)
     try:
-        model = plan.build(
-            seqattn.task(plan.task), plan.space.trial, trial.params, trial.user_attrs.get("extra", {})
-        )
-        reporter = _Reporter(plan, desk, trial, model)
-        try:
-            _fit(plan, model, parts, checkpoint, reporter)
-        finally:
-            course = reporter.values
-        values, notes = _measured(plan, model, parts["dev"])
+        values, notes = score(plan, trial, parts, course)
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
     except optuna.TrialPruned:
         state = TrialState.PRUNED
@@ -286,53 +244,26 @@ def _run_trial(plan: Plan, desk: Desk, trial: optuna.Trial, parts: Mapping[str, 
         if _is_of_machine(error):
             raise
         notes = {"reason": _reason(error)}
-    notes |= {"seconds": round(time.perf_counter() - started, 2), "epochs": len(course)}
-    if course:
-        notes["best_epoch"] = max(sorted(course), key=lambda epoch: course[epoch])
+    notes |= {"seconds": round(time.perf_counter() - started, 2), "epochs": len(course.values)}
+    if "dev" not in parts:
+        notes["folds"] = len(course.values)
+    elif course.values:
+        notes["best_epoch"] = max(sorted(course.values), key=lambda epoch: course.values[epoch])
     if desk.finish(trial, state, values, notes):
-        checkpoint.unlink(missing_ok=True)
+        _remove(plan, trial.number)
 
 
-def _checkpoint(plan: Plan, number: int) -> Path:
-    return Path(plan.output) / "trials" / f"{number}.safetensors"
-
-
-def _fit(plan: Plan, model: Any, parts: Mapping[str, Any], checkpoint: Path, reporter: _Reporter) -> None:
-    """Fit, going on from the checkpoint if this machine has one that fits."""
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    has_begun = checkpoint.exists()
-    fit = seqattn.task(plan.task).fit
-    with warnings.catch_warnings():
-        # They concern the data, and each trial would repeat them.
-        warnings.simplefilter("ignore", SeqattnWarning)
-        try:
-            fit(model, parts["train"], parts["dev"], checkpoint=checkpoint, observers=[reporter])
-        except ArtifactError:
-            if not has_begun:
-                raise
-            # Damaged, or left by another study in this folder.
-            checkpoint.unlink(missing_ok=True)
-            fit(model, parts["train"], parts["dev"], checkpoint=checkpoint, observers=[reporter])
-
-
-def _measured(plan: Plan, model: Any, dev: Any) -> tuple[list[float] | None, dict[str, Any]]:
-    """Return the objectives of a fitted model, None if one of them is no number, and what it costs."""
-    task = seqattn.task(plan.task)
-    values = [float(task.objective(model, dev))]
-    names = dict.fromkeys([*plan.limits, *([plan.second] if plan.second else [])])
-    costs = {name: measure_cost(task, model, dev, name) for name in names}
-    if plan.second:
-        values.append(costs[plan.second])
-    if not all(map(math.isfinite, values)):
-        return None, {"reason": f"The objective is {values[0]}."}
-    return values, {"costs": costs} if costs else {}
+def _remove(plan: Plan, number: int) -> None:
+    """Remove what a trial would have gone on from."""
+    for ending in (".safetensors", ".json"):
+        checkpoint_of(plan, number).with_suffix(ending).unlink(missing_ok=True)
 
 
 def _conclude(plan: Plan, desk: Desk, parts: Mapping[str, Any]) -> Outcome:
     """Refit the best settings, test them, and gather what is told."""
     finished = desk.finished()
     for trial in finished:
-        _checkpoint(plan, trial.number).unlink(missing_ok=True)
+        _remove(plan, trial.number)
     found = _found(plan, desk, finished)
     if not desk.is_done():
         plan.say(f"{len(finished)} of {plan.trials} trials done; {_ENDED}")

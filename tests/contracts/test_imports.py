@@ -41,12 +41,12 @@ HOMES = {
     "joblib": {"reproduce/pool.py"},
     "distributed": {"reproduce/pool.py"},
     "torch.distributed": {"train/distributed.py"},
-    "sktime": {"classify/sktime.py"},
+    "sktime": {"classify/sktime.py", "data/archive.py"},
     "aeon": {"classify/aeon.py"},
     "recbole": {"recommend/recbole.py", "recommend/recbole_compat.py"},
 }
 BRIDGES = ("seqattn.classify.sktime", "seqattn.classify.aeon", "seqattn.recommend.recbole")
-ON_REQUEST = ("matplotlib", "pandas", "optuna.visualization", "distributed")
+ON_REQUEST = ("matplotlib", "pandas", "sktime.datasets", "optuna.visualization", "distributed")
 WITHOUT_TORCH = {"__init__.py", "errors.py", *HOMES["click"]}
 
 

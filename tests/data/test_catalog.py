@@ -139,7 +139,7 @@ def test_data_that_are_absent_say_where_to_get_them():
         load_dataset("taobao")
     message = str(caught.value)
     assert "Download it with: seqattn datasets get taobao" in message
-    assert all(repr(str(place.path / "taobao")) in message for place in searched())
+    assert all(repr(str(place.path / "taobao")) in message for place in searched("tpp"))
     with pytest.raises(
         DataError, match=r"cannot be downloaded.*albertyang33/FOREST.*tpp/memetracker-forest.*SEQATTN_DATA"
     ):

@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from seqattn.data.catalog import Entry, Part, load_dataset
+from seqattn.data.catalog import load_dataset
 from seqattn.data.download import fetch, types_sha256
+from seqattn.data.tpp import EventPart, EventSet
 from seqattn.errors import DataError
 
 RECORDS = {
@@ -95,13 +96,15 @@ def cache(monkeypatch, tmp_path) -> Path:
     return tmp_path / "cache" / "tpp"
 
 
-def known(address: str, name: str = "toy", **changes) -> Entry:
+def known(address: str, name: str = "toy", **changes) -> EventSet:
     parts = {}
     for split, records in RECORDS.items():
         types = pl.Series([kind for record in records for kind in record["type_event"]], dtype=pl.Int16)
         stated = {"sequences": 30, "events": 1200, "types_sha256": types_sha256(types), **changes}
-        parts[split] = Part(url=f"{address}/{split}.json", **stated)
-    return Entry(name, "tpp", "Toy events", "nowhere", "not stated", "1", 3, parts)
+        parts[split] = EventPart(url=f"{address}/{split}.json", **stated)
+    return EventSet(
+        name=name, title="Toy events", source="nowhere", licence="not stated", unit="1", types=3, parts=parts
+    )
 
 
 def left_over(cache: Path) -> list[str]:
@@ -142,7 +145,7 @@ def test_files_can_be_fetched_from_this_machine(tmp_path, cache):
 def test_a_fetched_set_is_loaded_under_its_name(server, monkeypatch):
     from seqattn.data import catalog
 
-    monkeypatch.setattr(catalog, "_read_index", lambda family: [known(server.address)])
+    monkeypatch.setattr(catalog, "_read_index", lambda family: [known(server.address)] * (family == "tpp"))
     fetch("toy")
     data = load_dataset("toy", "dev")
     assert (len(data), data.n_events, data.n_types) == (30, 1200, 3)

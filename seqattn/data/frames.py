@@ -1,0 +1,185 @@
+"""Series of several channels in frames of pandas and polars: one array (channels, time) per case.
+
+Nothing here imports pandas: its frames are known by the module that somebody else has imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from seqattn.data.table import is_pandas
+from seqattn.data.values import values_of
+from seqattn.errors import DataError
+
+__all__ = ["case_of_frame", "is_frame", "series_of_frame"]
+
+_INDEX = "__index__"
+_KEYS = (("case", "time"), ("case_id", "time"), ("instances", "timepoints"))
+_NAMES_OF_CHANNELS = ("variable", "column", "dim_id")
+
+
+def is_frame(obj: object) -> bool:
+    """Tell whether an object is a frame of pandas or polars.
+
+    Parameters
+    ----------
+    obj
+        Anything.
+    """
+    return isinstance(obj, pl.DataFrame | pl.LazyFrame) or is_pandas(obj)
+
+
+def series_of_frame(frame: Any) -> list[np.ndarray]:
+    """Return one array (channels, time) per case of a frame, in the order in which cases first appear.
+
+    Five forms are known, among them those of sktime:
+
+    - a row per case and time point and a column per channel, with case and time in the two levels of the index, in two
+      columns whose names begin with ``__index__``, or in the columns ``case`` and ``time``;
+    - a row per case, time point and channel, four columns: case, time, one called ``variable``, ``column`` or
+      ``dim_id``, and ``value``;
+    - a row per case and a column per channel, with a series, array or list in each cell;
+    - otherwise a row per case and a column per time point, one channel.
+
+    Parameters
+    ----------
+    frame
+        A frame of pandas or polars.
+
+    Raises
+    ------
+    DataError
+        Times of a case decrease or repeat, its channels differ in length, or values are no numbers.
+    """
+    frame = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
+    columns = {str(name): _array(frame[name]) for name in frame.columns}
+    if len(columns) < len(frame.columns):
+        raise DataError("Two columns of the frame have one name. Rename one of them.")
+    levels = getattr(getattr(frame, "index", None), "nlevels", 1)
+    if levels > 1:
+        _check_levels(levels)
+        cases, times = (frame.index.get_level_values(level).to_numpy() for level in range(2))
+        return _by_rows(cases, times, columns)
+    name_of_channel = next((name for name in _NAMES_OF_CHANNELS if name in columns), None)
+    if name_of_channel and "value" in columns and len(columns) == 4:
+        return _by_values(columns, name_of_channel)
+    names = _key_columns(columns)
+    if names is not None:
+        cases, times = (columns.pop(name) for name in names)
+        return _by_rows(cases, times, columns)
+    if any(_is_nested(column) for column in columns.values()):
+        return _by_cells(columns)
+    return _by_times(columns, len(frame))
+
+
+def case_of_frame(frame: Any, what: str) -> np.ndarray:
+    """Return one case as (channels, time) from a frame with a row per time point and a column per channel.
+
+    Parameters
+    ----------
+    frame
+        A frame of pandas or polars.
+    what
+        What it is, for messages: "Case 3".
+    """
+    frame = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
+    channels = [values_of(_array(frame[name]), what) for name in frame.columns]
+    return np.stack(channels) if channels else np.empty((0, len(frame)))
+
+
+def _array(column: Any) -> np.ndarray:
+    return column.to_numpy() if hasattr(column, "to_numpy") else np.asarray(column)
+
+
+def _check_levels(levels: int) -> None:
+    if levels != 2:
+        raise DataError(
+            f"The index of the frame has {levels} levels, and two are needed: case and time. Pass one hierarchy at a "
+            "time."
+        )
+
+
+def _key_columns(columns: dict[str, np.ndarray]) -> Sequence[str] | None:
+    """Return the names of the columns of case and time, None if there are none."""
+    marked = [name for name in columns if name.startswith(_INDEX)]
+    if marked:
+        _check_levels(len(marked))
+        return marked
+    return next((names for names in _KEYS if set(names) <= set(columns)), None)
+
+
+def _is_nested(column: np.ndarray) -> bool:
+    return bool(column.dtype == object and len(column) and np.ndim(column[0]))
+
+
+def _codes(keys: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    """Return a number for each key, counted from 0 in the order of first appearance, and the keys in that order."""
+    numbers = dict.fromkeys(keys.tolist())
+    order = {key: number for number, key in enumerate(numbers)}
+    return np.fromiter((order[key] for key in keys.tolist()), dtype=np.intp, count=len(keys)), list(order)
+
+
+def _by_rows(cases: np.ndarray, times: np.ndarray, columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+    if not len(cases):
+        return []
+    codes, names = _codes(cases)
+    order = np.argsort(codes, kind="stable")
+    codes, times = codes[order], times[order]
+    _check_times(codes, times, names)
+    bounds = np.flatnonzero(np.diff(codes)) + 1
+    values = [values_of(column, f"Column {name!r}")[order] for name, column in columns.items()]
+    return np.split(np.stack(values), bounds, axis=1) if values else [np.empty((0, 0))]
+
+
+def _check_times(codes: np.ndarray, times: np.ndarray, names: list[Any]) -> None:
+    """Refuse a case whose times are not in order: a shuffled series is another series."""
+    is_wrong = (codes[1:] == codes[:-1]) & ~np.asarray(times[1:] > times[:-1], dtype=bool)
+    if is_wrong.any():
+        row = int(np.argmax(is_wrong))
+        raise DataError(
+            f"Times of case {names[codes[row]]!r} do not increase ({times[row + 1]} after {times[row]}). Sort the "
+            "frame by case and time, and give each time once."
+        )
+
+
+def _by_values(columns: dict[str, np.ndarray], name_of_channel: str) -> list[np.ndarray]:
+    """Return cases from one row per value; a channel without a value at a time of its case is missing there."""
+    channel, channels = _codes(columns[name_of_channel])
+    n_channels = len(channels)
+    case_name, time_name = (name for name in columns if name not in (name_of_channel, "value"))
+    case, names = _codes(columns[case_name])
+    values = values_of(columns["value"], "Column 'value'")
+    found = []
+    for number, name in enumerate(names):
+        rows = np.flatnonzero(case == number)
+        times, place = np.unique(columns[time_name][rows], return_inverse=True)
+        if len(np.unique(place * n_channels + channel[rows])) < len(rows):
+            raise DataError(f"Case {name!r} has two values of one channel at one time. Keep one of them.")
+        series = np.full((n_channels, len(times)), np.nan)
+        series[channel[rows], place] = values[rows]
+        found.append(series)
+    return found
+
+
+def _by_cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+    found = []
+    for case, cells in enumerate(zip(*columns.values(), strict=True)):
+        channels = [np.atleast_1d(values_of(cell, f"Case {case}")) for cell in cells]
+        lengths = [len(values) for values in channels]
+        if len(set(lengths)) > 1:
+            raise DataError(
+                f"Case {case} has channels of unequal length: {lengths[:20]}. Fill the shorter ones up with NaN."
+            )
+        found.append(np.stack(channels))
+    return found
+
+
+def _by_times(columns: dict[str, np.ndarray], n_cases: int) -> list[np.ndarray]:
+    if not columns:
+        raise DataError(f"Found 0 feature(s) (shape=({n_cases}, 0)) while a minimum of 1 is required.")
+    values = [values_of(column, f"Column {name!r}") for name, column in columns.items()]
+    return list(np.stack(values, axis=1)[:, None])
