@@ -51,9 +51,7 @@ def task(before: int, values: tuple[float | None, ...]) -> ModuleType:
     return module
 
 
-def figures(
-    tmp_path: Path, before: int, values: tuple[float | None, ...], **order: Any
-) -> tuple[Any, Model]:
+def figures(tmp_path: Path, before: int, values: tuple[float | None, ...], **order: Any) -> tuple[Any, Model]:
     model, parts = Model(), {"train": "train", "test": "test"}
     given = {"evaluation": {}, **order}
     return _figures(task(before, values), model, parts, RunFolder(tmp_path), given), model
