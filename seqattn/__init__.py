@@ -21,6 +21,10 @@ __version__ = "0.1.0"
 TASKS = ("hawkes", "classify")
 
 _ESTIMATORS = {
+    "MajorityClass": "seqattn.classify.baselines",
+    "NearestNeighbour": "seqattn.classify.baselines",
+    "MiniRocket": "seqattn.classify.peers",
+    "MultiRocketHydra": "seqattn.classify.peers",
     "SAHP": "seqattn.hawkes",
     "PoissonProcess": "seqattn.hawkes",
     "RenewalProcess": "seqattn.hawkes",

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from seqattn.train.callbacks import Progress
 from seqattn.train.config import Run, json_ready, versions
 from seqattn.train.costs import PeakMemory
 from seqattn.train.folder import RunFolder
+from seqattn.train.history import History
+from seqattn.train.loop import Observer
+from seqattn.train.settings import FitSettings
 from seqattn.train.workers import FileLock, become_worker
 
 __all__ = ["main", "run"]
@@ -59,18 +62,20 @@ def _end_with_parent() -> None:
 
 
 def run(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Train a model on training data, choose its epoch on development data, and look at the test data once.
+    """Train a model on training data, choose its epoch on development data if there are any, and test it once.
 
     Parameters
     ----------
     order
         ``task``, ``dataset``, ``kind`` (the model's name within the task), ``seed``, ``device``, ``settings``,
-        ``evaluation``, ``digests`` and ``versions`` that must be found, and the ``folder`` of the run.
+        ``evaluation``, ``digests`` and ``versions`` that must be found, the ``folder`` of the run, and ``watched``:
+        metric to the ``key`` in the records of epochs whose best value it is, and ``higher_is_better``.
 
     Returns
     -------
-    ``metrics``, ``cases`` (totals and counts by test case), ``seconds``, ``memory_mb`` (the highest resident memory
-    above that before the fit), ``epochs``, ``best_epoch``.
+    ``metrics`` (with ``fit_seconds`` and ``predict_seconds``, those of ``cases``), ``cases`` (totals and counts by
+    test case), ``seconds`` of all, ``memory_mb`` (the highest resident memory above that before the fit), ``epochs``,
+    ``best_epoch``.
 
     Raises
     ------
@@ -92,7 +97,7 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
     folder.begin(of_run, versions())
     figures = folder.figures()
     if figures is None:
-        figures = _figures(module, model, parts, folder, order["evaluation"])
+        figures = _figures(module, model, parts, folder, order)
         folder.finish(figures)
     return figures
 
@@ -107,26 +112,60 @@ def _check(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> 
 
 
 def _figures(
-    module: Any, model: Any, parts: Mapping[str, Any], folder: RunFolder, evaluation: Mapping[str, Any]
+    module: Any, model: Any, parts: Mapping[str, Any], folder: RunFolder, order: Mapping[str, Any]
 ) -> dict[str, Any]:
-    began, memory = time.perf_counter(), PeakMemory()
-    folder.fit(module, model, parts["train"], parts["dev"], [Progress()])
+    evaluation, watched = order["evaluation"], order.get("watched", {})
+    began, memory, counter = time.perf_counter(), PeakMemory(), _Counter()
+    watch = parts["test"] if watched else None
+    folder.fit(module, model, parts["train"], parts.get("dev"), [Progress(), counter], watch)
     fitted = time.perf_counter()
-    history = getattr(model, "history_", None)
     metrics = module.evaluate(model, parts["test"], **evaluation)
+    evaluated = time.perf_counter()
     totals, counts = module.cases(model, parts["test"], **evaluation)
-    # Of a fit that was interrupted, the epochs before count too.
-    training = sum(record["seconds"] for record in history.records) if history else fitted - began
+    ended = time.perf_counter()
+    history = getattr(model, "history_", None)
+    records = history.records if history else []
+    # Of a fit that was interrupted, the epochs before count too; what was only watched does not.
+    n_before = max(len(records) - counter.n_epochs, 0)
+    training = fitted - began + sum(record["seconds"] for record in records[:n_before])
+    training -= sum(record.get("watched_seconds", 0.0) for record in records[n_before:])
+    metrics |= {"fit_seconds": training, "predict_seconds": ended - evaluated, **_best(records, watched)}
     figures: dict[str, Any] = json_ready(
         {
             "metrics": {name: value for name, value in metrics.items() if not isinstance(value, dict | list)},
             "cases": {"totals": totals, "counts": counts},
-            "seconds": round(training + time.perf_counter() - fitted, 2),
+            "seconds": round(training + ended - fitted, 2),
             "memory_mb": round(memory.above_start(), 1),
-            "epochs": len(history.records) if history else None,
+            "epochs": len(records) if history else None,
             "best_epoch": history.best_epoch if history else None,
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
     )
     return figures
+
+
+class _Counter(Observer):
+    """Counts the epochs of this call."""
+
+    def __init__(self) -> None:
+        self.n_epochs = 0
+
+    def begin(self, settings: FitSettings) -> None:
+        pass
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.n_epochs += 1
+
+    def end(self, history: History) -> None:
+        pass
+
+
+def _best(records: Sequence[Mapping[str, Any]], watched: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return metrics with the epoch chosen on the test data; only those that were looked at."""
+    found = {}
+    for name, metric in watched.items():
+        values = [record[metric["key"]] for record in records if record.get(metric["key"]) is not None]
+        if values:
+            found[name] = max(values) if metric["higher_is_better"] else min(values)
+    return found

@@ -13,6 +13,8 @@ from seqattn.train.config import check_names, read_toml
 
 __all__ = ["DataSet", "Grid", "Metric", "Model", "Published", "nouns"]
 
+_TRAINING = "Trained on the training part, epoch chosen on the development part, test part looked at once."
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -26,12 +28,19 @@ class Metric:
         For a person.
     higher_is_better
         Which of two values is the better one.
+    best_of
+        A key of the records of epochs: the figure is their best value, with the epoch chosen on the test data. Only
+        for comparison with published figures that were found so; models that do not learn in epochs have none.
+    protocol
+        How it is measured, if not by the grid's protocol.
     """
 
     name: str
     title: str
     unit: str
     higher_is_better: bool = True
+    best_of: str = ""
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,8 @@ class Published:
         Data set to model to value.
     text
         Further words for the reader.
+    also
+        Further metrics beside which they are shown.
     """
 
     source: str
@@ -104,6 +115,7 @@ class Published:
     metric: str
     figures: dict[str, dict[str, float]]
     text: str = ""
+    also: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,13 @@ class Grid:
         Name of the model that is compared with the best baseline.
     protocol, protocol_text
         How ours are measured: in the words of the task, and for a person.
+    training_text
+        On which parts of the data ours are trained and looked at.
+    ranked_decimals
+        Digits after the point to which figures are rounded where published models are ranked with ours; None leaves
+        those out of ranks.
+    is_averaged
+        Whether means over data sets say something, as those of shares do.
     evaluation
         Options of the task's ``evaluate``.
     metrics
@@ -138,6 +157,9 @@ class Grid:
     models: tuple[Model, ...]
     datasets: tuple[DataSet, ...]
     published: tuple[Published, ...] = ()
+    training_text: str = _TRAINING
+    ranked_decimals: int | None = None
+    is_averaged: bool = False
 
     @classmethod
     def load(cls, path: str | Path) -> Grid:
@@ -242,7 +264,7 @@ class Grid:
         """
         for table in self.published:
             value = table.figures.get(dataset, {}).get(model)
-            if value is not None and table.metric == metric:
+            if value is not None and metric in (table.metric, *table.also):
                 return float(value), table
         return None
 
@@ -282,6 +304,6 @@ def nouns() -> list[str]:
     Examples
     --------
     >>> nouns()
-    ['tpp']
+    ['tpp', 'uea']
     """
     return sorted(path.parent.name for path in resource("datasets").glob("*/reproduce.toml"))

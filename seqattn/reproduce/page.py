@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from seqattn.errors import MissingDependencyError
+from seqattn.reproduce import standing
+from seqattn.reproduce.contest import Contest
 from seqattn.reproduce.grid import Metric, Published
 from seqattn.reproduce.summary import COLUMNS, Summary
 
@@ -27,7 +31,7 @@ p, li { max-width: 52rem; } .pale { color: var(--pale); } .bad { color: var(--ba
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 th { background: var(--soft); } th:first-child, td:first-child, .text td, .text th { text-align: left; }
-tr.theirs td { color: var(--pale); font-style: italic; } tr.first td { border-top: 2px solid var(--line); }
+tr.theirs td, td.theirs { color: var(--pale); font-style: italic; } tr.first td { border-top: 2px solid var(--line); }
 .small { font-size: .8em; color: var(--pale); } code { font-size: .85em; white-space: pre-wrap; }
 .text td { white-space: normal; vertical-align: top; } summary { cursor: pointer; } a { color: inherit; }
 figure { margin: 1rem 0; overflow-x: auto; } svg { height: auto; min-width: 42rem; } svg text { fill: currentColor; }
@@ -38,17 +42,15 @@ _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{style}</style></head><body>
 """
+# The mean over data sets that have a figure, as a column beside them.
+_MEAN = "mean (data sets)"
+# Above so many data sets tables have one in each line.
+_MANY = 10
 _FOOT = "\n</body></html>\n"
 
 
 def _value(value: float | None, decimals: int = 4) -> str:
     return "" if value is None else f"{value:.{decimals}f}"
-
-
-def _pvalue(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "< 1e-300" if value < 1e-300 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
 
 
 def lines(summary: Summary) -> tuple[list[str], list[list[Any]]]:
@@ -90,7 +92,7 @@ def write(summary: Summary, folder: str | Path) -> list[Path]:
 
 
 def _pivot(summary: Summary, metric: Metric) -> list[tuple[str, bool, list[str]]]:
-    """Return one row per model: its name, whether it is published only, and its cells by data set."""
+    """Return one row per model: its name, whether it is published only, and its cells by data set, then the mean."""
     rows = [
         (model.name, False, [_ours(summary, dataset, model.name, metric) for dataset in summary.datasets])
         for model in summary.grid.models
@@ -100,7 +102,35 @@ def _pivot(summary: Summary, metric: Metric) -> list[tuple[str, bool, list[str]]
         found = [summary.published(dataset, name, metric.name) for dataset in summary.datasets]
         if any(found):
             rows.append((name, True, [_value(each[0], 3) if each else "" for each in found]))
+    if summary.grid.is_averaged:
+        rows = [
+            (name, theirs, [*cells, _mean(summary, name, theirs, metric)]) for name, theirs, cells in rows
+        ]
     return rows
+
+
+def _columns(summary: Summary) -> list[str]:
+    return [*summary.datasets, *([_MEAN] if summary.grid.is_averaged else [])]
+
+
+def _mean(summary: Summary, name: str, theirs: bool, metric: Metric) -> str:
+    """Return the mean over the data sets that have a figure, and their number."""
+    values = [_shown(summary, dataset, name, theirs, metric) for dataset in summary.datasets]
+    there = [value for value in values if value is not None]
+    return f"{sum(there) / len(there):.4f} ({len(there)})" if there else ""
+
+
+def _shown(summary: Summary, dataset: str, name: str, theirs: bool, metric: Metric) -> float | None:
+    if theirs:
+        figure = summary.published(dataset, name, metric.name)
+        return None if figure is None else figure[0]
+    found = summary.of(dataset, name, metric.name)
+    return None if found is None else found.mean
+
+
+def _is_long(summary: Summary) -> bool:
+    """Tell whether data sets are so many that they go down the page instead of across."""
+    return len(summary.datasets) > _MANY
 
 
 def _ours(summary: Summary, dataset: str, model: str, metric: Metric) -> str:
@@ -125,22 +155,34 @@ def markdown(summary: Summary) -> str:
     """
     parts = [f"# {summary.grid.title}", " ".join(introduction(summary))]
     rows = [
-        [f"*{name}* (published)" if theirs else name, *_bold(summary, name, cells, theirs)]
+        [_published_md(name) if theirs else name, *_bold(summary, name, cells, theirs)]
         for name, theirs, cells in _pivot(summary, summary.main)
     ]
-    parts.append(_table_md([summary.main.title, *summary.datasets], rows))
+    heads = [summary.main.title, *_columns(summary)]
+    turned = list(map(list, zip(heads, *rows, strict=True)))
+    parts.append(_table_md(turned[0], turned[1:]) if _is_long(summary) else _table_md(heads, rows))
     if summary.comparisons:
         parts += [f"## {_COMPARED}", _comparison_text(summary), _table_md(*_comparison_rows(summary))]
-    parts += ["## Ranks", _rank_text(summary), _table_md(*_rank_rows(summary))]
+    parts.append("## Ranks")
+    for each in summary.contests:
+        parts += [standing.text(summary.grid, each), _table_md(*standing.rows(summary.grid, each))]
+        parts += filter(None, [standing.groups(each)])
+    if not summary.contests:
+        parts.append(standing.NONE)
     for title, found in remarks(summary).items():
         parts += [f"## {title}", "\n".join(f"- {line}" for line in found)]
     return "\n\n".join(parts) + "\n"
 
 
+def _published_md(name: str) -> str:
+    shown = name.replace("*", "\\*")
+    return f"*{shown}* (published)"
+
+
 def _bold(summary: Summary, name: str, cells: Sequence[str], theirs: bool) -> list[str]:
     return [
         f"**{cell}**" if cell and not theirs and name in summary.best(dataset) else cell
-        for dataset, cell in zip(summary.datasets, cells, strict=True)
+        for dataset, cell in zip(_columns(summary), cells, strict=True)
     ]
 
 
@@ -164,7 +206,7 @@ def introduction(summary: Summary) -> list[str]:
     return [
         f"{summary.main.title.capitalize()} in {summary.main.unit}, {better}.",
         f"Protocol: {summary.grid.protocol}. {summary.grid.protocol_text}",
-        "Trained on the training part, epoch chosen on the development part, test part looked at once.",
+        summary.grid.training_text,
         "Mean ± standard deviation over seeds; models without a random draw run once.",
     ]
 
@@ -179,8 +221,8 @@ def _comparison_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
             f"{each.paired.low:+.4f} to {each.paired.high:+.4f}",
             f"{each.paired.n_cases:,}",
             f"{each.paired.share:.0%}",
-            _pvalue(each.paired.pvalue),
-            _pvalue(each.pvalue),
+            standing.pvalue(each.paired.pvalue),
+            standing.pvalue(each.pvalue),
         ]
         for each in summary.comparisons
     ]
@@ -193,27 +235,6 @@ def _comparison_text(summary: Summary) -> str:
         f"{summary.main.unit}. Interval: bootstrap over the test cases; p: paired t test over the test cases. They say "
         "how far another test sample could have come out otherwise, not another training run."
     )
-
-
-def _rank_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    found = summary.ranks
-    tested = found.wilcoxon
-    heads = ["model", "average rank", *([f"p (Holm) against {summary.grid.reference}"] if tested else [])]
-    order = sorted(zip(found.average, found.models, strict=True))
-    rows = [[name, f"{rank:.2f}", *([_pvalue(tested.get(name))] if tested else [])] for rank, name in order]
-    return heads, rows if found.datasets else []
-
-
-def _rank_text(summary: Summary) -> str:
-    found = summary.ranks
-    if not found.datasets:
-        return "There is no data set on which all models have a figure."
-    text = f"Over {len(found.datasets)} data sets ({', '.join(found.datasets)}); 1 is the best."
-    if found.friedman_pvalue is not None:
-        text += f" Friedman test that all are alike: p = {_pvalue(found.friedman_pvalue)}."
-    if found.wilcoxon:
-        return f"{text} Pairs: Wilcoxon's signed-rank test over data sets, by Holm."
-    return f"{text} Tests over data sets need at least six."
 
 
 def remarks(summary: Summary) -> dict[str, list[str]]:
@@ -281,12 +302,11 @@ def html(summary: Summary) -> str:
     if summary.comparisons:
         parts += [f"<h2>{_COMPARED}</h2><p>{escape(_comparison_text(summary))}</p>"]
         parts += [_table_html(*_comparison_rows(summary)), _picture(summary, "differences")]
-    parts += [f"<h2>Ranks</h2><p>{escape(_rank_text(summary))}</p>", _table_html(*_rank_rows(summary))]
-    parts.append("<h2>Further metrics</h2>")
-    for metric in summary.grid.metrics[1:]:
-        better = "higher" if metric.higher_is_better else "lower"
-        title = escape(f"{metric.title} ({metric.unit}, {better} is better)")
-        parts.append(f"<details><summary>{title}</summary>{_pivot_html(summary, metric)}</details>")
+    parts += ["<h2>Ranks</h2>", _contests_html(summary, summary.main) or f"<p>{standing.NONE}</p>"]
+    parts += [
+        "<h2>Further metrics</h2>",
+        *(_further_html(summary, each) for each in summary.grid.metrics[1:]),
+    ]
     for title, found in remarks(summary).items():
         items = "".join(f"<li>{escape(line)}</li>" for line in found)
         parts.append(f'<h2 id="{title.lower().replace(" ", "-")}">{title}</h2><ul>{items}</ul>')
@@ -294,6 +314,29 @@ def html(summary: Summary) -> str:
     return (
         _HEAD.format(title=escape(summary.grid.title), style=_STYLE) + "\n".join(filter(None, parts)) + _FOOT
     )
+
+
+def _contests_html(summary: Summary, metric: Metric) -> str:
+    parts = []
+    for place, each in enumerate(summary.contests_by(metric)):
+        parts += [f"<p>{escape(standing.text(summary.grid, each))}</p>"]
+        parts += [_table_html(*standing.rows(summary.grid, each))]
+        if each.is_tested:
+            parts.append(_drawn(partial(_ranks_drawn, found=each, name=f"{metric.name}{place}")))
+            parts.append(f"<p>{escape(standing.groups(each))}</p>")
+    return "\n".join(parts)
+
+
+def _ranks_drawn(pictures: ModuleType, found: Contest, name: str) -> str:
+    return str(pictures.ranks(found, name))
+
+
+def _further_html(summary: Summary, metric: Metric) -> str:
+    better = "higher" if metric.higher_is_better else "lower"
+    title = escape(f"{metric.title} ({metric.unit}, {better} is better)")
+    told = f"<p>Protocol: {escape(metric.protocol)}.</p>" if metric.protocol else ""
+    tables = f"{_pivot_html(summary, metric)}{_contests_html(summary, metric)}"
+    return f"<details><summary>{title}</summary>{told}{tables}</details>"
 
 
 def _failed_html(summary: Summary) -> str:
@@ -305,27 +348,41 @@ def _failed_html(summary: Summary) -> str:
 
 
 def _pivot_html(summary: Summary, metric: Metric) -> str:
-    rows, is_first = [], True
-    for name, theirs, cells in _pivot(summary, metric):
-        kind = ("theirs" + (" first" if is_first else "")) if theirs else ""
-        is_first = is_first and not theirs
+    pivot = _pivot(summary, metric)
+    heads = [f"<th>{escape(each)}</th>" for each in [metric.title, *_columns(summary)]]
+    lines = []
+    for name, theirs, cells in pivot:
         label = f"{escape(name)} <span class=small>published</span>" if theirs else escape(name)
         filled = [
             _cell_html(summary, dataset, name, cell, theirs, metric)
-            for dataset, cell in zip(summary.datasets, cells, strict=True)
+            for dataset, cell in zip(_columns(summary), cells, strict=True)
         ]
-        rows.append(f'<tr class="{kind}"><td>{label}</td>{"".join(filled)}</tr>')
-    heads = "".join(f"<th>{escape(each)}</th>" for each in [metric.title, *summary.datasets])
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        tag = "th" if _is_long(summary) else "td"
+        lines.append([f"<{tag}>{label}</{tag}>", *filled])
+    if _is_long(summary):
+        heads, *lines = map(list, zip(heads, *lines, strict=True))
+        rows = [
+            f"<tr>{''.join(line).replace('<th>', '<td>').replace('</th>', '</td>')}</tr>" for line in lines
+        ]
+    else:
+        n_ours = [theirs for _, theirs, _ in pivot].count(False)
+        kinds = [
+            "theirs" * theirs + " first" * (place == n_ours) for place, (_, theirs, _) in enumerate(pivot)
+        ]
+        rows = [f'<tr class="{kind}">{"".join(line)}</tr>' for kind, line in zip(kinds, lines, strict=True)]
+    body = f"<tbody>{''.join(rows)}</tbody>"
+    return f'<div class="wide"><table><thead><tr>{"".join(heads)}</tr></thead>{body}</table></div>'
 
 
 def _cell_html(summary: Summary, dataset: str, model: str, text: str, theirs: bool, metric: Metric) -> str:
     shown = escape(text)
-    if not theirs and text == "failed":
+    if text == "failed":
         return '<td class="bad"><a class="bad" href="#failed">failed</a></td>'
-    if not theirs and metric == summary.main and model in summary.best(dataset):
+    if not theirs and metric == summary.main and text and model in summary.best(dataset):
         shown = f"<b>{shown}</b>"
-    found = None if theirs else summary.of(dataset, model, metric.name)
+    if theirs:
+        return f'<td class="theirs">{shown}</td>'
+    found = summary.of(dataset, model, metric.name)
     if found is not None and found.n > 1:
         shown += f" <span class=small>n={found.n}</span>"
     if found is not None and _failures(summary, dataset, model):
@@ -348,10 +405,14 @@ def _plots(summary: Summary) -> list[str]:
 
 
 def _picture(summary: Summary, name: str) -> str:
+    return _drawn(lambda pictures: getattr(pictures, name)(summary))
+
+
+def _drawn(draw: Callable[[ModuleType], str]) -> str:
     from seqattn.reproduce import pictures
 
     try:
-        return f"<figure>{getattr(pictures, name)(summary)}</figure>"
+        return f"<figure>{draw(pictures)}</figure>"
     except MissingDependencyError as error:
         return f'<p class="pale">No plot. {escape(str(error))}</p>'
 

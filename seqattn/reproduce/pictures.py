@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from seqattn.errors import MissingDependencyError
+from seqattn.reproduce.contest import Contest
 from seqattn.reproduce.summary import Summary
 
-__all__ = ["differences", "values"]
+__all__ = ["differences", "ranks", "values"]
 
 # The colour of text and axes while drawing; in the page it becomes that of the text around.
 _INK = "#010203"
@@ -114,6 +115,57 @@ def differences(summary: Summary) -> str:
     axes.set_xlabel(f"{what}; right of 0: {summary.grid.reference} is better")
     _plain(axes)
     return _svg(figure, "differences")
+
+
+def ranks(found: Contest, name: str = "ranks") -> str:
+    """Return a critical-difference diagram: average ranks on a line, bars over models that cannot be told apart.
+
+    Parameters
+    ----------
+    found
+        A contest.
+    name
+        Tells the pictures of one page apart.
+
+    Raises
+    ------
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    n_models, n_bars = len(found.models), len(found.cliques)
+    n_left = (n_models + 1) // 2
+    depth = 0.35 * n_bars + 0.6
+    figure = _figure(9.5, _HEAD + 0.28 * (depth + n_left))
+    axes = figure.subplots()
+    low, high = min(found.ranks), max(found.ranks)
+    ends = (int(np.floor(low)), max(int(np.ceil(high)), int(np.floor(low)) + 1))
+    reach = 0.02 * (ends[1] - ends[0])
+    for place, (model, rank) in enumerate(zip(found.models, found.ranks, strict=True)):
+        is_left = place < n_left
+        level = depth + (place if is_left else n_models - 1 - place)
+        edge = ends[0] - reach if is_left else ends[1] + reach
+        axes.plot([rank, rank, edge], [0, level, level], color=_INK, linewidth=0.8)
+        side = "right" if is_left else "left"
+        axes.text(edge, level, f" {model} ({rank:.2f}) ", ha=side, va="center", color=_INK)
+    by_name = dict(zip(found.models, found.ranks, strict=True))
+    for place, clique in enumerate(found.cliques):
+        level = 0.35 * (place + 1)
+        bar = [by_name[clique[0]] - reach / 2, by_name[clique[-1]] + reach / 2]
+        axes.plot(bar, [level, level], color=_OURS, linewidth=4, solid_capstyle="butt")
+    _scale(axes, ends, depth + n_left)
+    return _svg(figure, name)
+
+
+def _scale(axes: Any, ends: tuple[int, int], bottom: float) -> None:
+    """Put the scale of ranks on top, with room for names at both sides."""
+    axes.plot(ends, [0, 0], color=_INK, linewidth=1)
+    for tick in range(ends[0], ends[1] + 1):
+        axes.plot([tick, tick], [-0.2, 0], color=_INK, linewidth=1)
+        axes.text(tick, -0.35, str(tick), ha="center", va="bottom", color=_INK)
+    width = ends[1] - ends[0]
+    axes.set_xlim(ends[0] - 0.5 * width, ends[1] + 0.5 * width)
+    axes.set_ylim(bottom, -1.2)
+    axes.set_axis_off()
 
 
 def _plain(axes: Any) -> None:

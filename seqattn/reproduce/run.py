@@ -365,6 +365,11 @@ def _work_off(plan: Plan, grid: Grid, cells: Sequence[Cell], results: Results) -
 
 def _orders(plan: Plan, grid: Grid, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
     devices = {model.name: _device(model, plan) for model in grid.models}
+    watched = {
+        metric.name: {"key": metric.best_of, "higher_is_better": metric.higher_is_better}
+        for metric in grid.metrics
+        if metric.best_of
+    }
     # All threads of the machine, unless several cells share it.
     threads = torch.get_num_threads() if plan.workers == 1 and plan.backend == "local" else 1
     for cell in cells:
@@ -372,6 +377,7 @@ def _orders(plan: Plan, grid: Grid, cells: Sequence[Cell]) -> Iterator[dict[str,
             **asdict(cell.identity),
             "key": cell.identity.key(),
             "title": cell.title,
+            "watched": watched,
             "task": grid.task,
             "device": devices[cell.identity.model],
             "threads": threads,

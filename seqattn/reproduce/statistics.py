@@ -1,4 +1,4 @@
-"""Statistics of a table: spread over seeds, comparison case by case, ranks over data sets."""
+"""Statistics of a table: spread over seeds, comparison case by case, several tests together."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["Paired", "Ranks", "Spread", "holm", "paired", "ranks", "spread"]
+__all__ = ["Paired", "Spread", "holm", "paired", "spread"]
 
-# Fewest data sets for tests over them: of six, all with the same sign, the two-sided signed-rank test gives p = 0.031,
-# of five 0.063.
-_FEWEST = 6
 # Resamplings at a time; bounds the memory at cases x batch numbers.
 _BATCH = 500
 
@@ -175,70 +172,3 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(array)
     adjusted[order] = np.minimum(raised, 1.0)
     return [float(value) for value in adjusted]
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Models over data sets.
-
-    Attributes
-    ----------
-    models
-        Their names.
-    datasets
-        The data sets on which all of them have a value.
-    average
-        Average rank of each model; 1 is the best, ties share.
-    friedman_pvalue
-        Of the test that all models are alike; None with fewer than three models or six data sets.
-    wilcoxon
-        Model to p-value, by Holm, of the signed-rank test against the reference; empty with fewer than six data sets.
-    """
-
-    models: list[str]
-    datasets: list[str]
-    average: list[float]
-    friedman_pvalue: float | None
-    wilcoxon: dict[str, float]
-
-
-def ranks(
-    values: ArrayLike,
-    models: Sequence[str],
-    datasets: Sequence[str],
-    reference: str,
-    higher_is_better: bool = True,
-) -> Ranks:
-    """Rank models on each data set, and test whether they differ over all.
-
-    Parameters
-    ----------
-    values
-        One row per data set, one column per model.
-    models, datasets
-        Names of columns and rows.
-    reference
-        The model that the others are compared with; without it among the models there are no such comparisons.
-    higher_is_better
-        Which of two values is the better one.
-
-    Examples
-    --------
-    >>> ranks([[0.5, 0.1], [0.9, 0.2]], ["a", "b"], ["x", "y"], "a").average
-    [1.0, 2.0]
-    """
-    table = np.asarray(values, dtype=np.float64).reshape(len(datasets), len(models))
-    signed = -table if higher_is_better else table
-    average = stats.rankdata(signed, axis=1).mean(axis=0) if len(datasets) else np.full(len(models), np.nan)
-    is_enough = len(datasets) >= _FEWEST
-    friedman = float(stats.friedmanchisquare(*signed.T).pvalue) if is_enough and len(models) > 2 else None
-    others = [name for name in models if name != reference] if is_enough and reference in models else []
-    column = {name: table[:, place] for place, name in enumerate(models)}
-    pvalues = [float(stats.wilcoxon(column[reference], column[name]).pvalue) for name in others]
-    return Ranks(
-        models=list(models),
-        datasets=list(datasets),
-        average=[float(value) for value in average],
-        friedman_pvalue=friedman,
-        wilcoxon=dict(zip(others, holm(pvalues), strict=True)) if others else {},
-    )

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from seqattn.reproduce.contest import Contest, contest
+from seqattn.reproduce.grid import Metric, Published
 from seqattn.reproduce.run import Reproduction
-from seqattn.reproduce.statistics import Paired, Ranks, Spread, holm, paired, ranks, spread
+from seqattn.reproduce.statistics import Paired, Spread, holm, paired, spread
 
 __all__ = ["COLUMNS", "Comparison", "Summary"]
 
@@ -97,8 +99,11 @@ class Summary:
         metric
             Name of the metric.
         """
-        found = None if dataset in self.result.partial else self.grid.figure(dataset, model, metric)
+        found = self._figure(dataset, model, metric)
         return None if found is None else (found[0], found[1].source)
+
+    def _figure(self, dataset: str, model: str, metric: str) -> tuple[float, Published] | None:
+        return None if dataset in self.result.partial else self.grid.figure(dataset, model, metric)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the table, one row per data set, model and metric, with the keys of ``COLUMNS``.
@@ -110,29 +115,34 @@ class Summary:
             for metric in self.grid.metrics:
                 for model in self.grid.models:
                     found = self.of(dataset, model.name, metric.name)
-                    rows.append(self._row(dataset, model.name, metric.name, found, model.published))
+                    rows.append(self._row(dataset, model.name, metric, found, model.published))
                 theirs = [
                     name for name in self.others if self.published(dataset, name, metric.name) is not None
                 ]
-                rows += [self._row(dataset, name, metric.name, None, name) for name in theirs]
+                rows += [self._row(dataset, name, metric, None, name) for name in theirs]
         return rows
 
     def _row(
-        self, dataset: str, model: str, metric: str, found: Spread | None, published: str
+        self, dataset: str, model: str, metric: Metric, found: Spread | None, published: str
     ) -> dict[str, Any]:
-        theirs = self.published(dataset, published, metric)
+        theirs = self._figure(dataset, published, metric.name)
+        is_theirs = model not in [known.name for known in self.grid.models]
         values = (
             dataset,
             model,
-            metric,
+            metric.name,
             found.mean if found else None,
             found.std if found else None,
             found.n if found else 0,
             theirs[0] if theirs else None,
-            theirs[1] if theirs else None,
-            self.result.protocols[dataset],
+            theirs[1].source if theirs else None,
+            theirs[1].protocol if theirs and is_theirs else self._protocol(dataset, metric),
         )
         return dict(zip(COLUMNS, values, strict=True))
+
+    def _protocol(self, dataset: str, metric: Metric) -> str:
+        usual = self.result.protocols[dataset]
+        return metric.protocol + usual.removeprefix(self.grid.protocol) if metric.protocol else usual
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -183,20 +193,52 @@ class Summary:
         return np.mean([case["totals"] for case in cases], axis=0), np.asarray(cases[0]["counts"])
 
     @cached_property
-    def ranks(self) -> Ranks:
-        """Ranks by the first metric, over the data sets on which every model that ran has a value."""
-        models = [
-            model.name
-            for model in self.grid.models
-            if any(self.of(dataset, model.name) is not None for dataset in self.datasets)
-        ]
-        full = [
-            dataset
-            for dataset in self.datasets
-            if all(self.of(dataset, model) is not None for model in models)
-        ]
-        values = [[self.spreads[dataset, model, self.main.name].mean for model in models] for dataset in full]
-        return ranks(values, models, full, self.grid.reference, self.main.higher_is_better)
+    def contests(self) -> list[Contest]:
+        """Contests by the first metric, as :meth:`contests_by` gives them."""
+        return self.contests_by(self.main)
+
+    def contests_by(self, metric: Metric) -> list[Contest]:
+        """Return our models that ran, and published ones where the grid ranks them, against each other.
+
+        Published models that lack a figure on one of our data sets take part in a contest of its own, over the data
+        sets on which all have one. There is no contest without a data set, or with one model only.
+
+        Parameters
+        ----------
+        metric
+            One of the grid's.
+        """
+        ours = {model.name: found for model in self.grid.models if (found := self._means(model.name, metric))}
+        base = [name for name in self.datasets if ours and all(name in found for found in ours.values())]
+        theirs = {name: found for name in self._rivals(ours) if (found := self._figures(name, metric))}
+        whole = {name: found for name, found in theirs.items() if found.keys() >= set(base)}
+        groups = [{**ours, **whole}] + ([{**ours, **theirs}] if len(whole) < len(theirs) else [])
+        held = [self._contest(group, base, metric) for group in groups if len(group) > 1]
+        return [each for each in held if each is not None]
+
+    def _means(self, model: str, metric: Metric) -> dict[str, float]:
+        """Return the mean over seeds by data set."""
+        found = {name: self.of(name, model, metric.name) for name in self.datasets}
+        return {name: self._rounded(each.mean) for name, each in found.items() if each is not None}
+
+    def _rivals(self, ours: Mapping[str, Any]) -> list[str]:
+        return self.others if ours and self.grid.ranked_decimals is not None else []
+
+    def _figures(self, model: str, metric: Metric) -> dict[str, float]:
+        """Return the published figures of a model by data set."""
+        found = {name: self.published(name, model, metric.name) for name in self.datasets}
+        return {name: self._rounded(each[0]) for name, each in found.items() if each is not None}
+
+    def _rounded(self, value: float) -> float:
+        decimals = self.grid.ranked_decimals
+        return value if decimals is None else round(value, decimals)
+
+    def _contest(
+        self, columns: Mapping[str, Mapping[str, float]], base: Sequence[str], metric: Metric
+    ) -> Contest | None:
+        common = [name for name in base if all(name in column for column in columns.values())]
+        values = [[column[name] for column in columns.values()] for name in common]
+        return contest(values, list(columns), common, metric.higher_is_better) if common else None
 
     def best(self, dataset: str) -> list[str]:
         """Return the names of our models that are best on a data set to the digits that are shown.
@@ -226,7 +268,7 @@ class Summary:
                 if found.low is not None
             ],
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
-            "ranks": asdict(self.ranks),
+            "ranks": [asdict(each) for each in self.contests],
             "n_complete": len(result.complete),
             "failed": [_without(record, ("metrics", "cases")) for record in result.failed],
             "skipped": result.skipped,

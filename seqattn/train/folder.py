@@ -174,7 +174,13 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def fit(
-        self, task: ModuleType, model: Any, train: Any, dev: Any, observers: Sequence[Observer] = ()
+        self,
+        task: ModuleType,
+        model: Any,
+        train: Any,
+        dev: Any,
+        observers: Sequence[Observer] = (),
+        watch: Any = None,
     ) -> Any:
         """Fit a model and save it, going on from where an interrupted call stopped.
 
@@ -188,13 +194,16 @@ class RunFolder:
             Training data, and held-out data or None.
         observers
             Told of each epoch.
+        watch
+            Data that are looked at after each epoch and change nothing, for tasks that can; None for none.
 
         Returns
         -------
         The fitted estimator.
         """
         watching = [JsonLog(self.history), *observers]
-        task.fit(model, train, dev, checkpoint=self._checkpoint, observers=watching)
+        further = {} if watch is None else {"watch": watch}
+        task.fit(model, train, dev, checkpoint=self._checkpoint, observers=watching, **further)
         processes().first(lambda: model.save(self.model))
         return model
 

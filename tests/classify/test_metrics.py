@@ -13,9 +13,7 @@ from seqattn.errors import DataError, SeqattnWarning
 
 # Five cases of three classes: predictions a, b, b, c, a; the second and the last are wrong.
 TRUE = ["a", "a", "b", "c", "c"]
-GIVEN = np.array(
-    [[0.7, 0.2, 0.1], [0.3, 0.5, 0.2], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5], [0.4, 0.3, 0.3]]
-)
+GIVEN = np.array([[0.7, 0.2, 0.1], [0.3, 0.5, 0.2], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5], [0.4, 0.3, 0.3]])
 
 
 def test_every_figure_as_worked_out_by_hand():
@@ -26,7 +24,7 @@ def test_every_figure_as_worked_out_by_hand():
     # a: one hit of two predicted and two there; b: one hit of two predicted, one there; c: one of one, two there.
     assert found["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3)
     assert found["log_loss"] == pytest.approx(-sum(map(math.log, (0.7, 0.3, 0.8, 0.5, 0.3))) / 5)
-    # Pairs in the right order. a: 0.7 and 0.3 above 0.1, 0.25, 0.4; b: 0.8 above all; c: 0.5 and 0.3 above 0.1, 0.2, 0.1.
+    # Pairs in the right order, a: 0.7 and 0.3 against 0.1, 0.25, 0.4; b: 0.8 against all; c: all six.
     assert found["auroc"] == pytest.approx((5 / 6 + 1 + 1) / 3)
     squares = (0.09 + 0.04 + 0.01, 0.49 + 0.25 + 0.04, 0.01 + 0.04 + 0.01, 0.0625 + 0.0625 + 0.25)
     assert found["brier"] == pytest.approx((sum(squares) + 0.16 + 0.09 + 0.49) / 5)

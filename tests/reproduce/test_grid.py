@@ -53,6 +53,33 @@ def test_published_figures_stand_under_our_protocol_and_name_their_source():
         assert table.protocol == Grid.of("tpp").protocol
 
 
+def test_figures_whose_epoch_was_chosen_on_test_data_say_so_and_stand_beside_ours_of_that_kind():
+    grid = Grid.of("uea")
+    (best,) = [metric for metric in grid.metrics if metric.best_of]
+    assert best.protocol == "default split, epoch chosen on test (published)"
+    for table in grid.published:
+        starred = {name.endswith("*") for figures in table.figures.values() for name in figures}
+        assert starred == {table.protocol == best.protocol}
+        assert (best.name in table.also) == (table.protocol == best.protocol)
+
+
+@pytest.mark.parametrize(
+    ("model", "mean", "n"),
+    [
+        ("SVP-T*", 0.733, 30),
+        ("ShapeFormer*", 0.786, 30),
+        ("ConvTran", 0.738, 30),
+        ("HIVE-COTE 2", 0.748, 26),
+        ("ROCKET", 0.724, 26),
+    ],
+)
+def test_the_means_of_the_published_columns_are_those_that_were_published(model, mean, n):
+    grid = Grid.of("uea")
+    found = [grid.figure(each.name, model, "accuracy") for each in grid.datasets]
+    values = [each[0] for each in found if each]
+    assert (len(values), round(sum(values) / len(values), 3)) == (n, mean)
+
+
 def test_the_best_published_figure_is_not_below_any_other():
     for table in Grid.of("tpp").published:
         for figures in table.figures.values():
@@ -85,7 +112,7 @@ def test_names_are_chosen_in_the_order_of_the_grid_and_by_alias():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Grid.of("tppp"), "There is no table 'tppp'. Tables: tpp. Did you mean 'tpp'?"),
+        (lambda: Grid.of("tppp"), "There is no table 'tppp'. Tables: tpp, uea. Did you mean 'tpp'?"),
         (lambda: Grid.of("tpp").select(["taxii"]), "'taxii' is not a data set of the table. .*'taxi'?"),
         (lambda: Grid.of("tpp").select(models=["SAPH"]), "'SAPH' is not a model of the table. .*'SAHP'?"),
     ],

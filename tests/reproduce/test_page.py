@@ -118,10 +118,15 @@ def test_only_the_same_cases_are_compared(tmp_path):
     assert [each.dataset for each in Summary(result(tmp_path, complete=complete)).comparisons] == ["hawkes2d"]
 
 
-def test_ranks_leave_out_models_that_never_completed_and_sets_that_are_not_full(tmp_path, summary):
-    assert (summary.ranks.models, summary.ranks.average) == (["SAHP", "PoissonProcess"], [1.5, 1.5])
-    fewer = Summary(result(tmp_path, complete=summary.result.complete[:4]))
-    assert (fewer.ranks.datasets, fewer.ranks.average) == (["taxi"], [1.0, 2.0])
+def test_contests_leave_out_models_that_never_completed_and_sets_that_are_not_full(tmp_path, summary):
+    (found,) = summary.contests
+    assert (found.models, found.ranks, found.datasets) == (
+        ["SAHP", "PoissonProcess"],
+        [1.5, 1.5],
+        ["taxi", "hawkes2d"],
+    )
+    (fewer,) = Summary(result(tmp_path, complete=summary.result.complete[:4])).contests
+    assert (fewer.datasets, fewer.ranks) == (["taxi"], [1.0, 2.0])
 
 
 def test_the_screen_shows_the_first_metric_and_counts_failures(summary):
@@ -146,7 +151,7 @@ def test_the_json_is_json_and_tells_failures(summary):
     told = json.loads(json.dumps(summary.to_json()))
     assert [each["reason"] for each in told["failed"]] == ["It <broke> & ended."]
     assert "cases" not in told["failed"][0]
-    assert told["ranks"]["models"] == ["SAHP", "PoissonProcess"]
+    assert told["ranks"][0]["models"] == ["SAHP", "PoissonProcess"]
 
 
 def test_the_markdown_marks_the_best_and_names_what_failed(summary):
@@ -156,6 +161,133 @@ def test_the_markdown_marks_the_best_and_names_what_failed(summary):
     assert "| broken | failed |  |" in text
     assert "| *THP* (published) | 0.372 |  |" in text
     assert "- taxi, broken, seed 0: It <broke> & ended." in text
+
+
+ARCHIVE = """
+title = "Archive"
+task = "classify"
+reference = "ours"
+protocol = "default split, last epoch"
+protocol_text = "As given."
+training_text = "Trained on the training cases."
+evaluation = {}
+ranked_decimals = 3
+is_averaged = true
+[[metrics]]
+name = "accuracy"
+title = "accuracy"
+unit = "share"
+[[metrics]]
+name = "accuracy_best_epoch"
+title = "accuracy at the best epoch"
+unit = "share"
+best_of = "watched_accuracy"
+protocol = "epoch chosen on test"
+[[models]]
+name = "ours"
+model = "vsformer"
+[[models]]
+name = "peer"
+model = "minirocket"
+"""
+
+
+def archive(folder: Path, n_sets: int = 12, **changes: Any) -> Summary:
+    """Sets with two published columns: one lacks the last two sets, the other has its epoch chosen on test."""
+    names = [f"set{number}" for number in range(n_sets)]
+    grid = ARCHIVE + "".join(f'[[datasets]]\nname = "{name}"\n' for name in names)
+    grid += '[[published]]\nsource = "a paper"\nprotocol = "epoch chosen on test"\nmetric = "accuracy"\n'
+    grid += 'also = ["accuracy_best_epoch"]\n'
+    grid += "".join(f"[published.figures.{name}]\n'star*' = 0.8\n" for name in names)
+    grid += '[[published]]\nsource = "another"\nprotocol = "default split (published)"\nmetric = "accuracy"\n'
+    grid += "".join(f"[published.figures.{name}]\nother = 0.4\n" for name in names[:-2])
+    (folder / "archive.toml").write_text(grid)
+    complete = []
+    for place, name in enumerate(names):
+        mine, theirs = 0.8 + 1e-4 * (place % 3), 0.6 + 0.01 * place
+        for model, value in (("ours", mine), ("peer", theirs)):
+            metrics = {"accuracy": value} | ({"accuracy_best_epoch": 0.9} if model == "ours" else {})
+            complete.append(record(name, model, 0, 0.0, [1.0], metrics=metrics, cases=None))
+    given = {
+        "plan": Plan("uea", folder),
+        "grid": Grid.load(folder / "archive.toml"),
+        "complete": complete,
+        "failed": [],
+        "skipped": {},
+        "protocols": dict.fromkeys(names, "default split, last epoch"),
+        "embedded": frozenset(),
+        "partial": frozenset(),
+    }
+    return Summary(Reproduction(**{**given, **changes}))
+
+
+def test_published_columns_are_ranked_rounded_and_on_sets_of_their_own_where_figures_lack(tmp_path):
+    every, fewer = archive(tmp_path).contests
+    # 0.8000 to 0.8002 against 0.8: equal to three decimals.
+    assert dict(zip(every.models, every.ranks, strict=True)) == {"ours": 1.5, "star*": 1.5, "peer": 3.0}
+    assert (len(every.datasets), len(fewer.datasets)) == (12, 10)
+    assert dict(zip(fewer.models, fewer.ranks, strict=True)) == {
+        "ours": 1.5,
+        "star*": 1.5,
+        "peer": 3.0,
+        "other": 4.0,
+    }
+    assert every.pair("ours", "star*").ties == 12
+    assert every.pair("ours", "peer").wins == 12
+    assert sorted(map(sorted, every.cliques)) == [["ours", "star*"]]
+
+
+def test_without_the_wish_published_columns_are_not_ranked(tmp_path):
+    grid = Grid.load(write_archive_without_ranks(tmp_path))
+    (found,) = archive(tmp_path, grid=grid).contests
+    assert sorted(found.models) == ["ours", "peer"]
+
+
+def write_archive_without_ranks(folder: Path) -> Path:
+    archive(folder)
+    text = (folder / "archive.toml").read_text().replace("ranked_decimals = 3\n", "")
+    (folder / "plain.toml").write_text(text)
+    return folder / "plain.toml"
+
+
+def test_the_best_epoch_stands_beside_published_figures_of_its_kind_only(tmp_path):
+    summary = archive(tmp_path)
+    mine, star = (row(summary, "set0", name, "accuracy_best_epoch") for name in ("ours", "star*"))
+    assert (mine["mean"], mine["protocol"]) == (0.9, "epoch chosen on test")
+    assert (star["published"], star["protocol"]) == (0.8, "epoch chosen on test")
+    assert row(summary, "set0", "peer", "accuracy_best_epoch")["mean"] is None
+    assert not [
+        each for each in summary.rows() if (each["model"], each["metric"]) == ("other", "accuracy_best_epoch")
+    ]
+    assert row(summary, "set0", "ours", "accuracy")["protocol"] == "default split, last epoch"
+    assert row(summary, "set0", "other", "accuracy")["protocol"] == "default split (published)"
+    (found,) = summary.contests_by(summary.grid.metrics[1])
+    assert found.models == ["ours", "star*"]
+
+
+def test_many_data_sets_go_down_the_page_with_their_means_below(tmp_path):
+    summary = archive(tmp_path)
+    text = markdown(summary)
+    assert r"| accuracy | ours | peer | *star\** (published) |" in text
+    assert "| set11 | **0.8002** | 0.7100 | 0.800 |  |" in text
+    assert "| mean (data sets) | 0.8001 (12) | 0.6550 (12) | 0.8000 (12) | 0.4000 (10) |" in text
+    assert "Trained on the training cases." in text
+    assert "| ours | 1.50 | 0.8000 |" in text
+    assert "12, 0, 0 | +0.1450 |" in text
+    assert "Neighbours in the order of ranks of which no two differ (p < 0.05): ours, star*." in text
+
+
+def test_the_page_draws_each_contest(tmp_path):
+    page, reader = html(archive(tmp_path)), Reader()
+    reader.feed(page)
+    assert reader.open == []
+    # Figures by set, two contests of the first metric, one of the second.
+    assert len(re.findall(r"<svg.*?</svg>", page, re.S)) == 4
+    assert "star* (1.50)" in reader.text
+    assert "Protocol: epoch chosen on test." in reader.text
+    few = html(archive(tmp_path, n_sets=5))
+    assert len(re.findall(r"<svg.*?</svg>", few, re.S)) == 1
+    assert "need at least six" in few
 
 
 class Reader(HTMLParser):

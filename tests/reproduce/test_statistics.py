@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from seqattn.reproduce.statistics import holm, paired, ranks, spread
+from seqattn.reproduce.statistics import holm, paired, spread
 
 
 def test_the_interval_over_seeds_is_that_of_students_t():
@@ -91,36 +91,3 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
                 break
             rejected.add(int(place))
         assert {place for place, value in enumerate(holm(pvalues.tolist())) if value <= 0.05} == rejected
-
-
-def test_average_ranks_share_ties():
-    found = ranks([[0.3, 0.1, 0.3], [5.0, 1.0, 2.0]], ["a", "b", "c"], ["x", "y"], "a")
-    assert found.average == [1.25, 3.0, 1.75]
-    lower = ranks(
-        [[0.3, 0.1, 0.3], [5.0, 1.0, 2.0]], ["a", "b", "c"], ["x", "y"], "a", higher_is_better=False
-    )
-    assert lower.average == [2.75, 1.0, 2.25]
-
-
-def test_tests_over_data_sets_need_six():
-    values = np.arange(15.0).reshape(5, 3)
-    found = ranks(values, ["a", "b", "c"], list("vwxyz"), "a")
-    assert (found.friedman_pvalue, found.wilcoxon) == (None, {})
-
-
-def test_the_friedman_and_signed_rank_tests_by_their_formulas():
-    values = np.array([[3.0, 2.0, 1.0]] * 5 + [[2.0, 3.0, 1.0]]) + np.arange(6)[:, None] * [0.1, 0.01, 0.2]
-    found = ranks(values, ["a", "b", "c"], list("uvwxyz"), "a")
-    sums = np.array(found.average) * 6
-    statistic = 12 / (6 * 3 * 4) * (sums**2).sum() - 3 * 6 * 4
-    assert found.friedman_pvalue == pytest.approx(stats.chi2.sf(statistic, 2))
-    # All 64 signs of the ranks, each as likely as the others.
-    raw = []
-    for other in (1, 2):
-        change = values[:, 0] - values[:, other]
-        order = stats.rankdata(np.abs(change))
-        mine = order[change > 0].sum()
-        sums_of_signs = [np.dot(order, signs) for signs in itertools.product((0, 1), repeat=6)]
-        tail = min(np.mean(np.array(sums_of_signs) <= mine), np.mean(np.array(sums_of_signs) >= mine))
-        raw.append(min(1.0, 2 * tail))
-    assert [found.wilcoxon["b"], found.wilcoxon["c"]] == pytest.approx(holm(raw))
