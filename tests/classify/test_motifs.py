@@ -74,14 +74,14 @@ def test_own_case_does_not_count():
         assert shapes.prior[row] == pytest.approx(expected)
 
 
-def test_thresholds_are_low_quantiles_in_another_case():
+@pytest.mark.parametrize("seed", range(4))
+def test_thresholds_are_low_quantiles_in_another_case(seed):
     values = np.random.default_rng(2).normal(size=(4, 1, 60)).cumsum(axis=2)
-    shapes = find(series_of(values), np.array([0, 0, 1, 1]))
+    shapes = find(series_of(values), np.array([0, 0, 1, 1]), seed)
     for row, pattern in enumerate(shapes.patterns):
         other = values[[shapes.source[row] ^ 1], 0]
         low, high = np.quantile(distances(other, pattern[None], "znorm"), [0.05, 0.1])
         assert low <= shapes.threshold[row] <= high
-    assert len(shapes) > 3
 
 
 def test_a_shape_that_all_classes_share_has_no_prior():
