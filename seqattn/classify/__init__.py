@@ -1,1 +1,5 @@
-"""Classification of multivariate time series: VSFormer."""
+"""Classification of multivariate time series: the value and shape-aware transformer."""
+
+from seqattn.classify.estimator import VSFormerClassifier
+
+__all__ = ["VSFormerClassifier"]

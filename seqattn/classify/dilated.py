@@ -16,33 +16,36 @@ from seqattn.classify.shapes import Matches, shape_prior
 __all__ = ["DilatedShapes"]
 
 POINTS = 11
-# Share of prototypes that are compared without level and spread.
+# Share of prototypes that are compared without level and spread, where both kinds are drawn.
 _NORMED = 0.7
 _FLAT = 1e-4
 # Numbers in one block of windows and distances. 512 prototypes in 1,422 cases of 3 x 182 points, CPU seconds of one
 # thread: 2^15 4.7, 2^17 2.9, 2^19 2.5, 2^21 3.6.
 _BLOCK = 2**19
+# Distances are rounded to this step, so that equal ones stay equal in whatever batch they were computed.
+_STEP = 2.0**-32
 
 
 @dataclass(frozen=True)
 class DilatedShapes:
     r"""Prototypes of a few points, taken from training cases at random places with random distances between points.
 
-    The distance of a window :math:`w` to a prototype :math:`p` of :math:`m` points is
+    The distance of a window :math:`w` to a prototype :math:`p` of :math:`m` points in the channels :math:`C` is
 
-    .. math:: d(w, p) = \frac{1}{m} \sum_i (w_i - p_i)^2,
+    .. math:: d(w, p) = \frac{1}{|C| m} \sum_{c \in C} \sum_i (w_{ci} - p_{ci})^2,
 
-    with both centred and divided by their deviation first for 70 % of the prototypes. A case is described by its
-    smallest distance, by the place of that window, and by the share of windows nearer than a threshold, which is the
-    5 to 10 % quantile (drawn) of the distances in another case of the same class.
+    for some prototypes with each channel's points centred and divided by their deviation first. A case is described by
+    its smallest distance, by the place of that window, and by the share of windows nearer than a threshold, which is
+    the 5 to 10 % quantile (drawn) of the distances in another case of the same class.
 
     Attributes
     ----------
-    channel, label, source, start, dilation
-        Of each prototype: its channel, the class, number and first point of the training case it was taken from, and
-        the step between its points.
+    channels
+        Channels of each prototype, filled up with -1, ``(shapes, most channels)``.
+    label, source, start, dilation
+        The class, number and first point of the training case it was taken from, and the step between its points.
     patterns
-        Its points ``(shapes, points)``, normed where ``is_normed``.
+        Its points ``(shapes, most channels, points)``, normed where ``is_normed``.
     is_normed
         Whether level and spread are taken out.
     threshold
@@ -55,7 +58,7 @@ class DilatedShapes:
     Guillaume, Vrain, Elloumi (2022), Random dilated shapelet transform: a new approach for time series shapelets.
     """
 
-    channel: np.ndarray
+    channels: np.ndarray
     label: np.ndarray
     source: np.ndarray
     start: np.ndarray
@@ -69,16 +72,35 @@ class DilatedShapes:
 
     def __len__(self) -> int:
         """Return the number of shapes."""
-        return len(self.channel)
+        return len(self.channels)
+
+    @property
+    def channel(self) -> np.ndarray:
+        """The first channel of each prototype."""
+        return np.asarray(self.channels[:, 0])
+
+    @property
+    def spans(self) -> np.ndarray:
+        """Points from the first to the last of each prototype, both included."""
+        return np.asarray((self.points - 1) * self.dilation + 1)
 
     @property
     def points(self) -> int:
         """Number of points of each prototype."""
-        return int(self.patterns.shape[1])
+        return int(self.patterns.shape[2])
 
     @classmethod
     def draw(
-        cls, series: Series, labels: np.ndarray, n_shapes: int, channels: np.ndarray, rng: np.random.Generator
+        cls,
+        series: Series,
+        labels: np.ndarray,
+        n_shapes: int,
+        channels: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        most_channels: int = 1,
+        together: int = 1,
+        is_normed: bool | None = None,
     ) -> Self:
         """Take prototypes from training cases.
 
@@ -94,23 +116,42 @@ class DilatedShapes:
             Channels that are drawn from.
         rng
             Where the draws come from.
+        most_channels
+            Most channels of one prototype; their number is drawn, small ones more often.
+        together
+            How many prototypes share channels, dilation and norm, and so the work for their windows.
+        is_normed
+            Whether level and spread are taken out; None draws it.
         """
         usual = int(np.median(series.lengths))
         points = min(POINTS, max(3, usual // 2))
+        n_groups = -(-n_shapes // together)
+        group = np.arange(n_shapes) // together
+        sets = _channel_sets(channels, n_groups, min(most_channels, len(channels)), rng)[group]
+        most = np.log2(max((usual - 1) / (points - 1), 1.0))
+        dilation = np.floor(2 ** (rng.random(n_groups) * most)).astype(np.int64)[group]
+        normed = rng.random(n_groups)[group] < (_NORMED if is_normed is None else float(is_normed))
         source = rng.integers(len(series), size=n_shapes)
-        channel = rng.choice(channels, size=n_shapes)
-        longest = np.minimum(series.lengths[source], usual)
-        most = np.log2(np.maximum((longest - 1) / (points - 1), 1.0))
-        dilation = np.floor(2 ** (rng.random(n_shapes) * most)).astype(np.int64)
-        room = np.maximum(series.lengths[source] - (points - 1) * dilation, 1)
+        last = series.lengths[source] - 1
+        room = np.maximum(last + 1 - (points - 1) * dilation, 1)
         start = np.floor(rng.random(n_shapes) * room).astype(np.int64)
-        places = np.minimum(start[:, None] + np.arange(points) * dilation[:, None], series.lengths[source][:, None] - 1)
-        raw = series.values[source[:, None], channel[:, None], places]
-        is_normed = (rng.random(n_shapes) < _NORMED) & (raw.std(axis=1) > _FLAT)
-        patterns = np.where(is_normed[:, None], _normed(torch.from_numpy(raw)).numpy(), raw)
+        places = np.minimum(start[:, None] + np.arange(points) * dilation[:, None], last[:, None])
+        raw = series.values[source[:, None, None], sets[:, :, None], places[:, None]]
+        patterns = np.where(normed[:, None, None], _normed(torch.from_numpy(raw)).numpy(), raw)
+        patterns[sets < 0] = 0.0
         nothing = np.full(n_shapes, np.nan)
         shapes = cls(
-            channel, labels[source], source, start, dilation, patterns, is_normed, *([nothing] * 4)
+            sets,
+            labels[source],
+            source,
+            start,
+            dilation,
+            patterns,
+            normed,
+            nothing,
+            nothing,
+            nothing,
+            nothing,
         )
         share = rng.uniform(0.05, 0.1, n_shapes)
         return replace(shapes, threshold=shapes._thresholds(series, _others(labels, source, rng), share))
@@ -146,9 +187,10 @@ class DilatedShapes:
         """
         statistics = np.empty((len(series), len(self), 3))
         start = np.zeros((len(series), len(self)), dtype=np.int64)
-        for group in self._groups():
+        for group in self._groups() if len(self) else ():
             n_windows = max(series.values.shape[-1] - (self.points - 1) * int(self.dilation[group[0]]), 1)
-            at_once = max(_BLOCK // (n_windows * (self.points + len(group))), 1)
+            numbers = self.points * len(self._own_channels(group[0])) + len(group)
+            at_once = max(_BLOCK // (n_windows * numbers), 1)
             for first in range(0, len(series), at_once):
                 rows = np.arange(first, min(first + at_once, len(series)))
                 found = self._nearest(series, rows, group)
@@ -156,30 +198,27 @@ class DilatedShapes:
                 start[rows[:, None], group] = found[1]
         return statistics, start
 
-    def match(self, series: Series, n_tokens: int) -> tuple[Matches, np.ndarray]:
-        """Return the matches of the first shapes, and the statistics of all as :meth:`statistics` gives them.
+    def match(self, series: Series) -> Matches:
+        """Return the tokens of cases: the points of the nearest window in the first channel, and the statistics.
 
         Parameters
         ----------
         series
             Any cases.
-        n_tokens
-            Of how many shapes the matched points are wanted.
         """
         statistics, start = self.statistics(series)
-        some, start = slice(n_tokens), start[:, :n_tokens]
         lengths, cases = series.lengths[:, None], np.arange(len(series))[:, None, None]
-        places = start[..., None] + np.arange(self.points) * self.dilation[some, None]
+        places = start[..., None] + np.arange(self.points) * self.dilation[:, None]
         places = np.minimum(places, lengths[..., None] - 1)
-        windows = series.values[cases, self.channel[some, None], places]
-        there = series.observed[cases, self.channel[some, None], places].mean(axis=-1)
-        spans = (self.points - 1) * self.dilation[some] + 1
+        windows = series.values[cases, self.channel[:, None], places]
+        there = series.observed[cases, self.channel[:, None], places].mean(axis=-1)
+        spans = self.spans
         there *= np.minimum(lengths / spans, 1.0)
-        there[np.isnan(statistics[:, some, 0])] = 0.0
-        content = np.concatenate([windows, statistics[:, some]], axis=-1)
+        there[np.isnan(statistics[..., 0])] = 0.0
+        content = np.concatenate([windows, statistics], axis=-1)
         content[there == 0] = 0.0
         ends = np.minimum(start + spans, lengths)
-        return Matches(content, np.stack([start / lengths, ends / lengths], axis=-1), there), statistics
+        return Matches(content, np.stack([start / lengths, ends / lengths], axis=-1), there)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays by name."""
@@ -197,16 +236,20 @@ class DilatedShapes:
         return cls(**{known.name: arrays[known.name] for known in fields(cls)})
 
     def _groups(self) -> Iterator[np.ndarray]:
-        """Yield the shapes that share a channel and a dilation, and so their windows."""
-        keys = self.channel * (int(self.dilation.max(initial=0)) + 1) + self.dilation
-        order = np.argsort(keys, kind="stable")
-        yield from np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+        """Yield the shapes that share channels, dilation and norm, and so their windows."""
+        keys = np.column_stack([self.channels, self.dilation, self.is_normed])
+        _, group = np.unique(keys, axis=0, return_inverse=True)
+        order = np.argsort(group.ravel(), kind="stable")
+        yield from np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1)
+
+    def _own_channels(self, shape: int) -> np.ndarray:
+        return self.channels[shape][self.channels[shape] >= 0]
 
     def _nearest(self, series: Series, rows: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return statistics and starts of some cases for the shapes of a group."""
         windows, is_there, counts = self._windows(series, rows, group[0])
-        distances = self._distances(windows, group)
-        if not bool(is_there.all()):
+        distances = _mean_squares(windows, self._flat_patterns(group).T)
+        if is_there is not None:
             distances.masked_fill_(~is_there[..., None], torch.inf)
         nearest, start = distances.min(dim=1)
         near = (distances < torch.from_numpy(self.threshold[group])).sum(dim=1) / counts[:, None]
@@ -215,48 +258,54 @@ class DilatedShapes:
         found[torch.isinf(nearest)] = torch.nan
         return found.numpy(), start.numpy()
 
-    def _windows(self, series: Series, rows: np.ndarray, shape: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all windows of cases ``(cases, starts, points)``, which of them are there, and how many each has."""
-        channel, step = int(self.channel[shape]), int(self.dilation[shape])
+    def _windows(self, series: Series, rows: np.ndarray, shape: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return all windows of cases ``(cases, starts, numbers)``, which are there, and how many each case has."""
+        channels, step = self._own_channels(shape), int(self.dilation[shape])
         lengths = torch.from_numpy(series.lengths[rows])
         counts = (lengths - (self.points - 1) * step).clamp(min=1)
         starts = torch.arange(int(counts.max()))
         places = starts[:, None] + torch.arange(self.points) * step
-        values = torch.from_numpy(series.values[rows, channel])
-        if series.is_whole and int(places.max()) < values.shape[1]:
-            return values[:, places], torch.ones(len(rows), len(starts), dtype=torch.bool), counts
-        inside = torch.minimum(places, (lengths - 1)[:, None, None]).flatten(1)
-        shape_of = (len(rows), len(starts), self.points)
-        windows = values.gather(1, inside).view(shape_of)
-        observed = torch.from_numpy(series.observed[rows, channel]).gather(1, inside).view(shape_of)
-        is_there = (starts < counts[:, None]) & (2 * observed.sum(-1) >= self.points)
-        return windows, is_there, counts
+        values = torch.from_numpy(series.values[rows[:, None], channels])
+        if series.is_whole and int(places.max()) < values.shape[-1]:
+            windows, is_there = values[..., places], None
+        else:
+            size = (len(rows), len(channels), len(starts), self.points)
+            inside = torch.minimum(places, (lengths - 1)[:, None, None]).flatten(1)[:, None]
+            inside = inside.expand(-1, len(channels), -1)
+            windows = values.gather(2, inside).view(size)
+            observed = torch.from_numpy(series.observed[rows[:, None], channels]).gather(2, inside).view(size)
+            enough = 2 * observed.sum(dim=(1, 3)) >= self.points * len(channels)
+            is_there = (starts < counts[:, None]) & enough
+        windows = _normed(windows) if self.is_normed[shape] else windows
+        return windows.transpose(1, 2).flatten(2), is_there, counts
 
-    def _distances(self, windows: Tensor, group: np.ndarray) -> Tensor:
-        """Return the distances of windows ``(cases, starts, points)`` to the shapes of a group."""
-        distances = torch.empty(*windows.shape[:2], len(group), dtype=windows.dtype)
-        for is_normed in (True, False):
-            some = np.flatnonzero(self.is_normed[group] == is_normed)
-            if len(some):
-                patterns = torch.from_numpy(self.patterns[group[some]])
-                distances[..., some] = _mean_squares(_normed(windows) if is_normed else windows, patterns.T)
-        return distances
+    def _flat_patterns(self, group: np.ndarray) -> Tensor:
+        """Return the prototypes of a group as rows."""
+        return torch.from_numpy(self.patterns[group, : len(self._own_channels(group[0]))]).flatten(1)
 
     def _thresholds(self, series: Series, other: np.ndarray, share: np.ndarray) -> np.ndarray:
         """Return for each shape a quantile of the distances in another case."""
         found = np.zeros(len(self))
-        for group in self._groups():
+        for group in self._groups() if len(self) else ():
             windows, is_there, counts = self._windows(series, other[group], group[0])
-            is_normed = torch.from_numpy(self.is_normed[group])[:, None, None]
-            patterns = torch.from_numpy(self.patterns[group])[..., None]
-            distances = _mean_squares(torch.where(is_normed, _normed(windows), windows), patterns)[..., 0]
-            ordered = distances.masked_fill(~is_there, torch.inf).sort(dim=1).values
-            last = (is_there.sum(dim=1) - 1).clamp(min=0)
+            distances = _mean_squares(windows, self._flat_patterns(group)[..., None])[..., 0]
+            if is_there is not None:
+                distances.masked_fill_(~is_there, torch.inf)
+                counts = is_there.sum(dim=1)
+            ordered = distances.sort(dim=1).values
+            last = (counts - 1).clamp(min=0)
             rank = (torch.from_numpy(share[group]) * last).long()
             # Between two distances, so that no window of that case lies on the threshold.
             around = torch.stack([rank, torch.minimum(rank + 1, last)], dim=1)
             found[group] = ordered.gather(1, around).mean(dim=1).numpy()
         return found
+
+
+def _channel_sets(channels: np.ndarray, n_sets: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Return random sets of channels, filled up with -1; the logarithm of their size is drawn evenly."""
+    sizes = np.floor(2 ** (rng.random(n_sets) * np.log2(most + 1))).astype(np.int64)
+    sets = rng.permuted(np.broadcast_to(channels, (n_sets, len(channels))), axis=1)[:, :most]
+    return np.where(np.arange(most) < sizes[:, None], sets, -1)
 
 
 def _normed(windows: Tensor) -> Tensor:
@@ -271,7 +320,7 @@ def _mean_squares(windows: Tensor, patterns: Tensor) -> Tensor:
     products = windows @ patterns * (-2 / windows.shape[-1])
     products += windows.square().mean(-1, keepdim=True)
     products += patterns.square().mean(-2, keepdim=True)
-    return products.clamp_(min=0)
+    return products.div_(_STEP).round_().mul_(_STEP).clamp_(min=0)
 
 
 def _others(labels: np.ndarray, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,8 +37,6 @@ class CaseBatch:
         Content of the value tokens, ``(cases, intervals, 3)``.
     observed
         Which tokens are there, shapes first, ``(cases, tokens)``.
-    offset
-        Added to the logits, ``(cases, classes)``.
     labels, weights
         Class and weight of each case; empty where they are not known.
     """
@@ -47,7 +45,6 @@ class CaseBatch:
     shape_span: Float[Tensor, "cases shapes 2"]
     value: Float[Tensor, "cases intervals 3"]
     observed: Bool[Tensor, "cases tokens"]
-    offset: Float[Tensor, "cases classes"]
     labels: Int[Tensor, " labelled"]
     weights: Float[Tensor, " labelled"]
 
@@ -209,12 +206,12 @@ class VSFormer(nn.Module):
         nn.init.zeros_(self.decision.bias)
 
     def forward(self, batch: CaseBatch) -> Float[Tensor, "cases classes"]:
-        """Return the logits of cases, those of the batch's offset included."""
+        """Return the logits of cases."""
         outputs = self.encode(batch)
         pooled = outputs.flatten(1) if self.head_form == "flatten" else self._mean(outputs, batch.observed)
         if self.narrow is not None:
             pooled = self.narrow(pooled)
-        logits: Tensor = self.decision(pooled) + batch.offset
+        logits: Tensor = self.decision(pooled)
         return logits
 
     def loss(self, batch: CaseBatch) -> Loss:
@@ -230,7 +227,7 @@ class VSFormer(nn.Module):
         sizes = [self.n_tokens] if len(self.encoders) == 1 else [self.n_shapes, self.n_tokens - self.n_shapes]
         for encoder, size in zip(self.encoders, sizes, strict=True):
             some = slice(first, first + size)
-            parts.append(self._attended(encoder, x[:, some], batch.observed[:, some], some))
+            parts.append(self._attended(cast(Encoder, encoder), x[:, some], batch.observed[:, some], some))
             first += size
         outputs = self.dropout(torch.cat(parts, dim=1))
         return outputs * batch.observed[..., None]
@@ -247,12 +244,17 @@ class VSFormer(nn.Module):
         return torch.cat(content, dim=1) + self.where(torch.cat([span, told], dim=-1)) + fixed
 
     def _attended(
-        self, encoder: nn.Module, x: Tensor, observed: Tensor, some: slice
+        self, encoder: Encoder, x: Tensor, observed: Tensor, some: slice
     ) -> Float[Tensor, "cases tokens dim"]:
         """Return tokens of one encoder; those that are not there are seen by none."""
         cases, size, dim = x.shape
         layout = Layout.of([size] * cases, x.device)
-        bias, gain = None, None
+        bias, gain = self._weighing(x, observed, some)
+        return encoder(x.reshape(-1, dim), layout, bias=bias, gain=gain).view(cases, size, dim)
+
+    def _weighing(self, x: Tensor, observed: Tensor, some: slice) -> tuple[KeyBias | None, Tensor | None]:
+        """Return what priors and absence add to the scores, and by what priors multiply them."""
+        cases, bias, gain = len(x), None, None
         if self.form == "key":
             scores = self.log_prior[some, None] * self.strength
             bias = scores.expand(cases, -1, -1).flatten(0, 1).to(x.dtype)
@@ -262,10 +264,20 @@ class VSFormer(nn.Module):
             absent = torch.zeros_like(observed, dtype=x.dtype).masked_fill(~observed, -torch.inf)
             absent[~observed.any(dim=1)] = 0.0
             bias = absent.flatten()[:, None] + (0.0 if bias is None else bias)
-        attended = encoder(
-            x.reshape(-1, dim), layout, bias=None if bias is None else KeyBias(bias), gain=gain
-        )
-        return attended.view(cases, size, dim)
+        return None if bias is None else KeyBias(bias), gain
+
+    def received(self, batch: CaseBatch) -> Float[Tensor, "cases tokens"]:
+        """Return the mean attention that each token gets in the first layer, over heads and queries."""
+        x, first, parts = self.embed(batch), 0, []
+        sizes = [self.n_tokens] if len(self.encoders) == 1 else [self.n_shapes, self.n_tokens - self.n_shapes]
+        for encoder, size in zip(self.encoders, sizes, strict=True):
+            some = slice(first, first + size)
+            tokens, first = x[:, some], first + size
+            bias, gain = self._weighing(tokens, batch.observed[:, some], some)
+            layout = Layout.of([size] * len(batch), x.device)
+            mass = cast(Encoder, encoder).received(tokens.flatten(0, 1), layout, bias, gain)
+            parts.append(mass.view(len(batch), size, -1).mean(dim=2) / size)
+        return torch.cat(parts, dim=1)
 
     def _mean(self, outputs: Tensor, observed: Tensor) -> Tensor:
         return outputs.sum(dim=1) / observed.sum(dim=1, keepdim=True).clamp(min=1)
@@ -273,8 +285,8 @@ class VSFormer(nn.Module):
     def contributions(self, batch: CaseBatch) -> Float[Tensor, "cases tokens classes"]:
         r"""Return what each token adds to each logit.
 
-        Their sum, with the bias of the decision and the batch's offset, is the logit exactly: the decision is linear
-        in the outputs of the tokens.
+        Their sum and the bias of the decision are the logit exactly: the decision is linear in the outputs of the
+        tokens.
         """
         outputs = self.encode(batch)
         if self.head_form == "mean":
@@ -289,4 +301,6 @@ class VSFormer(nn.Module):
 def _table(n_channels: int, d_model: int) -> nn.Module:
     if n_channels <= _MANY_CHANNELS:
         return nn.Embedding(n_channels, d_model)
-    return nn.Sequential(nn.Embedding(n_channels, _CHANNEL_WIDTH), nn.Linear(_CHANNEL_WIDTH, d_model, bias=False))
+    return nn.Sequential(
+        nn.Embedding(n_channels, _CHANNEL_WIDTH), nn.Linear(_CHANNEL_WIDTH, d_model, bias=False)
+    )

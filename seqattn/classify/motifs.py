@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 from seqattn.classify.matching import Nearest, contents, distances, nearest, shortened
 from seqattn.classify.profile import nearest_elsewhere, unit_patterns
 from seqattn.classify.series import Series
+from seqattn.classify.shapes import Matches
 
-__all__ = ["CONTENT_POINTS", "Matches", "MotifShapes"]
+__all__ = ["CONTENT_POINTS", "MotifShapes"]
 
 # Parts to whose means a matched window is reduced.
 CONTENT_POINTS = 16
@@ -33,28 +34,6 @@ _SAME = 0.95
 _QUANTILES = (0.05, 0.10)
 
 _Report = Callable[[str], None] | None
-
-
-@dataclass(frozen=True)
-class Matches:
-    """What shapes found in series.
-
-    Attributes
-    ----------
-    content
-        Numbers of each token, ``(cases, shapes, 19)``: the matched window as 16 means of equal parts in the scale of
-        the series; its distance; its start as share of the length; share of the case's windows that are closer than
-        the shape's threshold.
-    spans
-        Start and end of the matched window as shares of the case's own length, ``(cases, shapes, 2)``.
-    observed
-        Share of observed points of the matched window, ``(cases, shapes)``; at most the share of the window that the
-        case fills.
-    """
-
-    content: np.ndarray
-    spans: np.ndarray
-    observed: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -2,97 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
+from scipy.special import softmax
 
 __all__ = ["Readout"]
 
 _PENALTIES = np.logspace(-3, 5, 17)
 _SHARPNESS = np.logspace(-1, 2.5, 50)
+# How strongly the weights of the families are held at equal ones; matters for a few dozen cases only.
+_EQUALITY = 0.3
 
 
 @dataclass(frozen=True)
 class Readout:
-    r"""Ridge regression of the classes on standardised features, and a softmax of its outputs.
+    r"""Ridge regressions of the classes on families of features, put together by cases left out.
 
-    .. math:: z = \tau (W x + b), \qquad
-        W = \arg\min \sum_i \lVert y_i - \bar y - W x_i \rVert^2 + \lambda \lVert W \rVert^2
+    Each family (statistics of intervals, of normed shapes, of raw shapes and so on) has a regression of its own,
 
-    with :math:`y_i` the one-hot class. Penalty :math:`\lambda` and sharpness :math:`\tau` are those with the smallest
-    log loss over training cases that are left out one at a time, which has a closed form: no training case is ever
-    judged by a fit that has seen it.
+    .. math:: z_f = \tau_f (W_f x_f + b_f), \qquad
+        W_f = \arg\min \sum_i u_i \lVert y_i - \bar y - W x_{fi} \rVert^2 + \lambda_f \lVert W \rVert^2
+
+    with :math:`y_i` the one-hot class and :math:`u_i` the weight of a case, on standardised features. Penalty
+    :math:`\lambda_f` and sharpness :math:`\tau_f` are those with the smallest log loss over training cases that are
+    left out one at a time, which has a closed form. The logits are :math:`\sum_f a_f z_f`; the weights
+    :math:`a_f \ge 0` have the smallest log loss on the left-out outputs, and are held near equal ones by a penalty
+    that counts as much as 0.3 cases. No training case is judged by a regression that has seen it.
 
     Attributes
     ----------
     weights, bias
-        :math:`\tau W` on the features as they come, ``(features, classes)``, and what is added, ``(classes,)``.
+        What all of it comes to on the features as they come: ``(features, classes)`` and ``(classes,)``.
+    share
+        :math:`a_f` of each family.
     penalty, sharpness
-        :math:`\lambda` and :math:`\tau`.
+        :math:`\lambda_f` and :math:`\tau_f`.
     left_out
-        Outputs :math:`z` of each training case from a fit without it, ``(cases, classes)``.
+        Logits of each training case from regressions without it, ``(cases, classes)``.
 
     References
     ----------
-    Hoerl, Kennard (1970), Ridge regression. Golub, Heath, Wahba (1979), Generalized cross-validation, for the closed
-    form of leaving one out.
+    Hoerl, Kennard (1970), Ridge regression: biased estimation for nonorthogonal problems. Wolpert (1992), Stacked
+    generalization.
     """
 
     weights: np.ndarray
     bias: np.ndarray
-    penalty: float
-    sharpness: float
+    share: np.ndarray
+    penalty: np.ndarray
+    sharpness: np.ndarray
     left_out: np.ndarray
 
     @classmethod
-    def fit(cls, features: np.ndarray, labels: np.ndarray, n_classes: int) -> Self:
+    def fit(
+        cls,
+        families: Sequence[np.ndarray],
+        labels: np.ndarray,
+        n_classes: int,
+        case_weights: np.ndarray | None = None,
+    ) -> Self:
         """Fit a readout.
 
         Parameters
         ----------
-        features
-            ``(cases, features)``, all finite.
+        families
+            Features ``(cases, features)`` of each family, all finite.
         labels
             Class of each case, as numbers from 0; at least two of them occur.
         n_classes
             How many classes there are.
+        case_weights
+            Weight of each case; None weighs all alike.
         """
-        mean, spread = features.mean(axis=0), features.std(axis=0)
-        changes = spread > 1e-9 * (1 + np.abs(mean))
-        spread = np.where(changes, spread, 1.0)
-        scaled = (features - mean) / spread * changes
-        targets = np.eye(n_classes)[labels]
-        level = targets.mean(axis=0)
-        vectors, powers = _decomposed(scaled)
-        projected = vectors.T @ (targets - level)
-        best = (np.inf, 0.0, 0.0, np.empty(0))
-        for penalty in _PENALTIES * scaled.shape[1] / 1000:
-            outputs = _left_out(vectors, powers, projected, targets - level, penalty) + level
-            losses = [_log_loss(sharpness * outputs, labels) for sharpness in _SHARPNESS]
-            lowest = int(np.argmin(losses))
-            if losses[lowest] < best[0]:
-                best = (losses[lowest], float(penalty), float(_SHARPNESS[lowest]), outputs)
-        _, penalty, sharpness, outputs = best
-        weights = scaled.T @ (vectors @ (projected / (powers + penalty)[:, None]))
-        weights = sharpness * weights / spread[:, None]
-        return cls(weights, sharpness * level - mean @ weights, penalty, sharpness, sharpness * outputs)
+        weights = (
+            np.ones(len(labels)) if case_weights is None else case_weights * len(labels) / case_weights.sum()
+        )
+        parts = [
+            _regression(features.astype(np.float64), labels, n_classes, weights) for features in families
+        ]
+        left_out = np.stack([part.left_out for part in parts])
+        share = _shares(left_out, labels, weights)
+        return cls(
+            weights=np.concatenate([a * part.weights for a, part in zip(share, parts, strict=True)]),
+            bias=np.asarray(sum(a * part.bias for a, part in zip(share, parts, strict=True))),
+            share=share,
+            penalty=np.array([part.penalty for part in parts]),
+            sharpness=np.array([part.sharpness for part in parts]),
+            left_out=np.tensordot(share, left_out, 1),
+        )
 
-    def outputs(self, features: np.ndarray) -> np.ndarray:
-        """Return the outputs of cases, ``(cases, classes)``; their softmax is a probability.
+    def outputs(self, families: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the logits of cases, ``(cases, classes)``.
 
         Parameters
         ----------
-        features
-            ``(cases, features)``.
+        families
+            Their features, as in :meth:`fit`.
         """
-        return np.asarray(features @ self.weights + self.bias)
+        return np.asarray(np.concatenate(families, axis=1) @ self.weights + self.bias)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays by name."""
-        return {known.name: np.asarray(getattr(self, known.name)) for known in fields(self)}
+        return {known.name: getattr(self, known.name) for known in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
@@ -103,8 +119,44 @@ class Readout:
         arrays
             What it returned.
         """
-        numbers = {name: float(arrays[name]) for name in ("penalty", "sharpness")}
-        return cls(arrays["weights"], arrays["bias"], left_out=arrays["left_out"], **numbers)
+        return cls(**{known.name: arrays[known.name] for known in fields(cls)})
+
+
+class _Regression(NamedTuple):
+    """One family's part: logits are ``features @ weights + bias``."""
+
+    weights: np.ndarray
+    bias: np.ndarray
+    penalty: float
+    sharpness: float
+    left_out: np.ndarray
+
+
+def _regression(
+    features: np.ndarray, labels: np.ndarray, n_classes: int, case_weights: np.ndarray
+) -> _Regression:
+    """Return the regression of one family with the best penalty and sharpness."""
+    mean = np.average(features, axis=0, weights=case_weights)
+    spread = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=case_weights))
+    changes = spread > 1e-9 * (1 + np.abs(mean))
+    spread = np.where(changes, spread, 1.0)
+    targets = np.eye(n_classes)[labels]
+    level = np.average(targets, axis=0, weights=case_weights)
+    root = np.sqrt(case_weights)[:, None]
+    scaled, wanted = (features - mean) / spread * changes * root, (targets - level) * root
+    vectors, powers = _decomposed(scaled)
+    projected = vectors.T @ wanted
+    best: tuple[float, float, float, np.ndarray] = (np.inf, 1.0, 1.0, targets)
+    for penalty in _PENALTIES * max(scaled.shape[1], 1) / 1000:
+        outputs = _left_out(vectors, powers, projected, wanted, root, penalty) + level
+        losses = [_log_loss(sharpness * outputs, labels, case_weights) for sharpness in _SHARPNESS]
+        lowest = int(np.argmin(losses))
+        if losses[lowest] < best[0]:
+            best = (losses[lowest], float(penalty), float(_SHARPNESS[lowest]), outputs)
+    _, penalty, sharpness, outputs = best
+    weights = scaled.T @ (vectors @ (projected / (powers + penalty)[:, None]))
+    weights = sharpness * weights * (changes / spread)[:, None]
+    return _Regression(weights, sharpness * level - mean @ weights, penalty, sharpness, sharpness * outputs)
 
 
 def _decomposed(scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,16 +173,38 @@ def _decomposed(scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _left_out(
-    vectors: np.ndarray, powers: np.ndarray, projected: np.ndarray, targets: np.ndarray, penalty: float
+    vectors: np.ndarray,
+    powers: np.ndarray,
+    projected: np.ndarray,
+    wanted: np.ndarray,
+    root: np.ndarray,
+    penalty: float,
 ) -> np.ndarray:
     """Return what each case gets from a fit without it: (fitted - leverage * target) / (1 - leverage)."""
     shrink = powers / (powers + penalty)
     fitted = (vectors * shrink) @ projected
-    leverage = np.minimum((vectors**2) @ shrink + 1 / len(vectors), 1 - 1e-9)[:, None]
-    return np.asarray((fitted - leverage * targets) / (1 - leverage))
+    leverage = np.minimum((vectors**2) @ shrink + root[:, 0] ** 2 / (root**2).sum(), 1 - 1e-9)[:, None]
+    return np.asarray((fitted - leverage * wanted) / (1 - leverage) / root)
 
 
-def _log_loss(outputs: np.ndarray, labels: np.ndarray) -> float:
+def _log_loss(outputs: np.ndarray, labels: np.ndarray, case_weights: np.ndarray) -> float:
     top = outputs.max(axis=1, keepdims=True)
     sums = np.log(np.exp(outputs - top).sum(axis=1)) + top[:, 0]
-    return float((sums - outputs[np.arange(len(labels)), labels]).mean())
+    return float(np.average(sums - outputs[np.arange(len(labels)), labels], weights=case_weights))
+
+
+def _shares(left_out: np.ndarray, labels: np.ndarray, case_weights: np.ndarray) -> np.ndarray:
+    """Return the weights of families with the smallest log loss on left-out outputs ``(families, cases, classes)``."""
+    n_families, n_cases, n_classes = left_out.shape
+    equal = 1 / n_families
+    targets = np.eye(n_classes)[labels]
+
+    def loss(share: np.ndarray) -> tuple[float, np.ndarray]:
+        outputs = np.tensordot(share, left_out, 1)
+        wrong = (softmax(outputs, axis=1) - targets) * case_weights[:, None] / n_cases
+        held = _EQUALITY / n_cases * (share - equal)
+        value = _log_loss(outputs, labels, case_weights) + (held * (share - equal)).sum()
+        return value, np.einsum("fnc,nc->f", left_out, wrong) + 2 * held
+
+    start = np.full(n_families, equal)
+    return np.asarray(minimize(loss, start, jac=True, bounds=[(0, None)] * n_families).x)

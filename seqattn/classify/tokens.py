@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,6 +22,9 @@ __all__ = ["Recipe", "Tokeniser", "Tokens", "generator"]
 KINDS = ("dilated", "motif")
 # Statistics of a match: distance, place, share of near windows.
 _STATISTICS = 3
+# Most channels of a shape that only the readout sees, and how many share their windows.
+_MOST_CHANNELS = 9
+_TOGETHER = 16
 # The readout solves an equation of this size at most, and holds this many numbers at most.
 _LARGEST_SYSTEM = 3000
 _MOST_NUMBERS = 2**25
@@ -54,15 +58,15 @@ class Tokens:
         ``(cases, intervals, 3)``.
     share
         Share of points that were there, of each token, shapes first, ``(cases, shapes + intervals)``.
-    statistics
-        What the readout sees of all shapes: distance, place and share of near windows, ``(cases, all shapes, 3)``.
+    families
+        What the readout reads, by family of features: ``(cases, features)`` each.
     """
 
     shape: np.ndarray
     shape_span: np.ndarray
     value: np.ndarray
     share: np.ndarray
-    statistics: np.ndarray
+    families: tuple[np.ndarray, ...]
 
     def __len__(self) -> int:
         """Return the number of cases."""
@@ -72,11 +76,6 @@ class Tokens:
     def observed(self) -> np.ndarray:
         """Which tokens are there, ``(cases, tokens)``."""
         return np.asarray(self.share > 0)
-
-    @property
-    def features(self) -> np.ndarray:
-        """What the readout reads, ``(cases, features)``."""
-        return np.concatenate([part.reshape(len(self), -1) for part in (self.statistics, self.value)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,9 @@ class Recipe:
     tokens
         Which kinds there are.
     readout_shapes
-        How many dilated shapes the readout reads.
+        How many dilated shapes the readout reads, in all families; 0 for no readout.
     max_length
         Points beyond which series are shortened.
-    n_members
-        How many networks take tokens of their own.
     n_jobs
         Threads of the search for motifs.
     """
@@ -118,7 +115,6 @@ class Recipe:
     tokens: str
     readout_shapes: int
     max_length: int
-    n_members: int
     n_jobs: int | None
 
 
@@ -133,22 +129,28 @@ class Tokeniser:
     derivatives
         Whether first differences are further channels.
     shapes
-        The shapes: all of them for the readout, the first ones as tokens.
-    n_tokens
-        How many of them are tokens.
+        The shapes that are tokens.
     level, spread
-        Training mean and deviation of each shape's statistics, ``(shapes, 3)``.
+        Training mean and deviation of their statistics, ``(shapes, 3)``.
     intervals
-        The intervals.
+        All intervals; the first ones are tokens.
+    n_intervals
+        How many of them are tokens.
+    banks
+        Further dilated shapes for the readout, one family each.
+    bank_levels
+        Training means of their statistics, in place of what is missing.
     """
 
     scaling: Scaling
     derivatives: bool
     shapes: DilatedShapes | MotifShapes
-    n_tokens: int
     level: np.ndarray
     spread: np.ndarray
     intervals: Intervals
+    n_intervals: int
+    banks: tuple[DilatedShapes, ...]
+    bank_levels: tuple[np.ndarray, ...]
 
     @classmethod
     def learn(
@@ -178,17 +180,29 @@ class Tokeniser:
         series, constant = scaling.apply(panel), scaling.is_constant
         if recipe.derivatives:
             series, constant = series.differences(), np.concatenate([constant, constant])
+        channels = np.flatnonzero(~constant)
         intervals = Intervals.of(
-            series, labels, recipe.granularities, recipe.value_tokens, constant, generator(seed, "permutations")
+            series, labels, recipe.granularities, constant, generator(seed, "permutations")
         )
-        shapes = _shapes(series, labels, np.flatnonzero(~constant), recipe, seed, report)
-        n_tokens = min(len(shapes), _wanted_tokens(recipe))
-        matches, statistics = _matched(shapes, series, n_tokens)
+        shapes = _shapes(series, labels, channels, recipe, seed, report)
+        matches, statistics = _matched(shapes, series)
         if isinstance(shapes, DilatedShapes):
             shapes = shapes.weighed(statistics[..., 0], labels)
         level, spread = _moments(statistics)
-        learnt = cls(scaling, recipe.derivatives, shapes, n_tokens, level, spread, intervals)
-        return learnt, learnt._tokens(series, matches, statistics)
+        banks = _banks(series, labels, channels, scaling.mean.size, recipe, seed, report)
+        found = [bank.statistics(series)[0] for bank in banks]
+        learnt = cls(
+            scaling=scaling,
+            derivatives=recipe.derivatives,
+            shapes=shapes,
+            level=level,
+            spread=spread,
+            intervals=intervals,
+            n_intervals=0 if recipe.tokens == "shape" else min(len(intervals), recipe.value_tokens),
+            banks=banks,
+            bank_levels=tuple(_moments(values)[0] for values in found),
+        )
+        return learnt, learnt._tokens(series, matches, statistics, found)
 
     def __call__(self, panel: Panel) -> Tokens:
         """Return the tokens of cases.
@@ -199,7 +213,8 @@ class Tokeniser:
             Any cases with the channels of the training data.
         """
         series = self.series(panel)
-        return self._tokens(series, *_matched(self.shapes, series, self.n_tokens))
+        found = [bank.statistics(series)[0] for bank in self.banks]
+        return self._tokens(series, *_matched(self.shapes, series), found)
 
     def series(self, panel: Panel) -> Series:
         """Return cases as the tokens see them.
@@ -212,22 +227,57 @@ class Tokeniser:
         series = self.scaling.apply(panel)
         return series.differences() if self.derivatives else series
 
-    def _tokens(self, series: Series, matches: Matches, statistics: np.ndarray) -> Tokens:
-        scaled = np.nan_to_num((statistics - self.level) / self.spread, nan=0.0)
+    def _tokens(
+        self, series: Series, matches: Matches, statistics: np.ndarray, found: Sequence[np.ndarray]
+    ) -> Tokens:
         content = matches.content.copy()
-        content[..., -_STATISTICS:] = scaled[:, : self.n_tokens]
-        share = np.concatenate([matches.observed, self.intervals.observed(series)], axis=1)
-        return Tokens(content, matches.spans, self.intervals.tokens(series), share, scaled)
+        content[..., -_STATISTICS:] = np.nan_to_num((statistics - self.level) / self.spread, nan=0.0)
+        values = self.intervals.tokens(series)
+        share = np.concatenate(
+            [matches.observed, self.intervals.observed(series)[:, : self.n_intervals]], axis=1
+        )
+        families = [
+            np.where(np.isfinite(each), each, level).reshape(len(series), -1)
+            for each, level in zip(found, self.bank_levels, strict=True)
+        ]
+        families += [values[:, rows].reshape(len(series), -1) for rows in self.interval_families()]
+        return Tokens(content, matches.spans, values[:, : self.n_intervals], share, tuple(families))
+
+    def interval_families(self) -> list[np.ndarray]:
+        """Return the intervals that the readout reads, by family: of the channels, and of their differences."""
+        is_difference = self.intervals.channel >= len(self.scaling.mean)
+        parts = [np.flatnonzero(~is_difference), np.flatnonzero(is_difference)]
+        return [rows for rows in parts if len(rows) and self.n_intervals]
+
+    def report(self) -> dict[str, Any]:
+        """Return sizes, and what was capped, as JSON values."""
+        return {
+            "shape_tokens": len(self.shapes),
+            "value_tokens": self.n_intervals,
+            "intervals": len(self.intervals),
+            "readout_shapes": sum(map(len, self.banks)),
+            "longest": self.scaling.length * self.scaling.factor,
+            "points_per_mean": self.scaling.factor,
+        }
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that was learnt."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.to_arrays().items()):
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
     @property
     def prior(self) -> np.ndarray:
         """Priors of the tokens, shapes first, each kind in units of its largest."""
-        return np.concatenate([_relative(self.shapes.prior[: self.n_tokens]), _relative(self.intervals.prior)])
+        intervals = self.intervals.prior[: self.n_intervals]
+        return np.concatenate([_relative(self.shapes.prior), _relative(intervals)])
 
     @property
     def channel(self) -> np.ndarray:
         """Channel of each token, shapes first; with differences, channel C + c is the difference of channel c."""
-        return np.concatenate([self.shapes.channel[: self.n_tokens], self.intervals.channel])
+        return np.concatenate([self.shapes.channel, self.intervals.channel[: self.n_intervals]])
 
     def label(self, n_classes: int) -> np.ndarray:
         """Return the class of each shape token, and the number of classes for each interval.
@@ -237,15 +287,18 @@ class Tokeniser:
         n_classes
             Number of classes.
         """
-        none = np.full(len(self.intervals), n_classes)
-        return np.concatenate([self.shapes.label[: self.n_tokens], none])
+        return np.concatenate([self.shapes.label, np.full(self.n_intervals, n_classes)])
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays by name."""
-        parts = {"scaling": self.scaling, "shapes": self.shapes, "intervals": self.intervals}
-        arrays = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.to_arrays().items()}
-        kind = 1 if isinstance(self.shapes, MotifShapes) else 0
-        sizes = np.array([self.n_tokens, int(self.derivatives), kind])
+        parts: dict[str, Any] = {"scaling": self.scaling, "shapes": self.shapes, "intervals": self.intervals}
+        parts |= {f"banks.{number}": bank for number, bank in enumerate(self.banks)}
+        arrays = {
+            f"{name}.{key}": value for name, part in parts.items() for key, value in part.to_arrays().items()
+        }
+        arrays |= {f"bank_levels.{number}": level for number, level in enumerate(self.bank_levels)}
+        is_motif = isinstance(self.shapes, MotifShapes)
+        sizes = np.array([self.n_intervals, len(self.banks), int(self.derivatives), int(is_motif)])
         return {**arrays, "level": self.level, "spread": self.spread, "sizes": sizes}
 
     @classmethod
@@ -257,27 +310,24 @@ class Tokeniser:
         arrays
             What it returned.
         """
-        n_tokens, derivatives, kind = (int(size) for size in arrays["sizes"])
+        n_intervals, n_banks, derivatives, is_motif = (int(size) for size in arrays["sizes"])
         return cls(
             scaling=Scaling.from_arrays(_below(arrays, "scaling.")),
             derivatives=bool(derivatives),
-            shapes=(MotifShapes if kind else DilatedShapes).from_arrays(_below(arrays, "shapes.")),
-            n_tokens=n_tokens,
+            shapes=(MotifShapes if is_motif else DilatedShapes).from_arrays(_below(arrays, "shapes.")),
             level=arrays["level"],
             spread=arrays["spread"],
             intervals=Intervals.from_arrays(_below(arrays, "intervals.")),
+            n_intervals=n_intervals,
+            banks=tuple(
+                DilatedShapes.from_arrays(_below(arrays, f"banks.{number}.")) for number in range(n_banks)
+            ),
+            bank_levels=tuple(arrays[f"bank_levels.{number}"] for number in range(n_banks)),
         )
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-def _wanted_tokens(recipe: Recipe) -> int:
-    """Return the number of shapes that become tokens; members have their own where shapes are drawn."""
-    if recipe.tokens == "value":
-        return 0
-    return recipe.shape_tokens * (recipe.n_members if recipe.shapes == "dilated" else 1)
 
 
 def _shapes(
@@ -288,13 +338,13 @@ def _shapes(
     seed: int,
     report: Callable[[str], None] | None,
 ) -> DilatedShapes | MotifShapes:
-    """Find or draw the shapes; without a channel that changes there are none."""
-    rng, n_classes = generator(seed, "shapes"), int(labels.max()) + 1
-    if recipe.shapes == "motif" and len(channels) and recipe.tokens != "value":
+    """Find or draw the shapes that are tokens; without a channel that changes there are none."""
+    rng, is_wanted = generator(seed, "shapes"), len(channels) > 0 and recipe.tokens != "value"
+    if recipe.shapes == "motif" and is_wanted:
         return MotifShapes.find(
             series,
             labels,
-            n_classes,
+            int(labels.max()) + 1,
             window_fractions=recipe.window_fractions,
             motifs_per_cell=recipe.motifs_per_cell,
             match=recipe.match,
@@ -306,28 +356,58 @@ def _shapes(
             n_jobs=recipe.n_jobs,
             report=report,
         )
-    n_shapes = max(_wanted_tokens(recipe), _readable(len(series), recipe.readout_shapes)) if len(channels) else 0
+    if report is not None and is_wanted:
+        report(f"{recipe.shape_tokens:,} dilated shapes in {len(series):,} cases")
+    return DilatedShapes.draw(series, labels, recipe.shape_tokens if is_wanted else 0, channels, rng)
+
+
+def _banks(
+    series: Series,
+    labels: np.ndarray,
+    channels: np.ndarray,
+    n_channels: int,
+    recipe: Recipe,
+    seed: int,
+    report: Callable[[str], None] | None,
+) -> tuple[DilatedShapes, ...]:
+    """Draw the shapes that only the readout sees: of channels and of differences, normed and not."""
+    if recipe.tokens == "value" or not recipe.readout_shapes:
+        return ()
+    parts = [
+        part for part in (channels[channels < n_channels], channels[channels >= n_channels]) if len(part)
+    ]
+    kinds = [(part, is_normed) for part in parts for is_normed in (True, False)]
+    n_shapes = _readable(len(series), recipe.readout_shapes, max(len(kinds), 1))
     if report is not None:
-        report(f"{n_shapes:,} dilated shapes in {len(series):,} cases")
-    return DilatedShapes.draw(series, labels, n_shapes, channels, rng)
+        report(f"{n_shapes * len(kinds):,} further shapes for the readout")
+    return tuple(
+        DilatedShapes.draw(
+            series,
+            labels,
+            n_shapes,
+            part,
+            generator(seed, f"bank {number}"),
+            most_channels=_MOST_CHANNELS,
+            together=_TOGETHER,
+            is_normed=is_normed,
+        )
+        for number, (part, is_normed) in enumerate(kinds)
+    )
 
 
-def _readable(n_cases: int, wanted: int) -> int:
-    """Return how many shapes the readout takes, so that time and memory stay within bounds."""
-    by_memory = _MOST_NUMBERS // (_STATISTICS * n_cases)
+def _readable(n_cases: int, wanted: int, n_families: int) -> int:
+    """Return how many shapes a family of the readout has, so that time and memory stay within bounds."""
+    wanted = -(-wanted // n_families)
+    by_memory = _MOST_NUMBERS // (_STATISTICS * n_cases * n_families)
     by_time = wanted if n_cases <= _LARGEST_SYSTEM else _LARGEST_SYSTEM // _STATISTICS
-    return max(min(wanted, by_memory, by_time), 0)
+    return max(min(wanted, by_memory, by_time), 1)
 
 
-def _matched(
-    shapes: DilatedShapes | MotifShapes, series: Series, n_tokens: int
-) -> tuple[Matches, np.ndarray]:
-    """Return the matches of the shapes that are tokens, and the statistics of all; NaN where nothing was observed."""
-    if isinstance(shapes, DilatedShapes):
-        return shapes.match(series, n_tokens)
+def _matched(shapes: DilatedShapes | MotifShapes, series: Series) -> tuple[Matches, np.ndarray]:
+    """Return the matches of shapes, and their statistics; NaN where nothing was observed."""
     matches = shapes.match(series)
-    statistics = np.where(matches.observed[..., None] > 0, matches.content[..., -_STATISTICS:], np.nan)
-    return matches, statistics
+    is_there = matches.observed[..., None] > 0
+    return matches, np.where(is_there, matches.content[..., -_STATISTICS:], np.nan)
 
 
 def _moments(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -64,11 +64,10 @@ class Intervals:
         series: Series,
         labels: np.ndarray,
         granularities: Sequence[int],
-        most: int,
         constant: np.ndarray,
         rng: np.random.Generator,
     ) -> Self:
-        """Return the intervals that say most about the classes of training cases.
+        """Return the intervals of training cases, those first that say most about the classes.
 
         Parameters
         ----------
@@ -79,23 +78,25 @@ class Intervals:
         granularities
             Into how many parts the time axis is cut. Those whose parts would have fewer than 3 points in a case of
             median length are left out, the first one apart.
-        most
-            How many intervals are kept.
         constant
             Which channels never change; they have no gain.
         rng
             Where the permutations of labels come from.
         """
         usual = int(np.median(series.lengths))
-        kept = [g for g in dict.fromkeys(granularities) if g == min(granularities) or usual // g >= _LEAST_POINTS]
-        cells = [(channel, g, place) for g in kept for channel in range(series.n_channels) for place in range(g)]
+        kept = [
+            g for g in dict.fromkeys(granularities) if g == min(granularities) or usual // g >= _LEAST_POINTS
+        ]
+        cells = [
+            (channel, g, place) for g in kept for channel in range(series.n_channels) for place in range(g)
+        ]
         channel, parts, place = np.array(cells, dtype=np.int64).T
         empty = np.zeros((len(cells), 3))
         whole = cls(channel, parts, place, empty, empty, empty + 1)
         raw = whole.raw(series)
         gain = information_gain(raw.reshape(len(series), -1), labels, rng).reshape(-1, 3)
         gain[constant[channel]] = 0.0
-        best = np.sort(np.argsort(-gain.max(axis=1), kind="stable")[:most])
+        best = np.argsort(-gain.max(axis=1), kind="stable")
         mean, spread = _moments(raw[:, best])
         return cls(channel[best], parts[best], place[best], gain[best], mean, spread)
 
@@ -113,7 +114,9 @@ class Intervals:
         first = np.minimum(first, lengths - 1)
         last = np.minimum(last, lengths)
         cases = np.arange(len(series))[:, None]
-        n, t, tt, x, xx, tx = (part[cases, self.channel, last] - part[cases, self.channel, first] for part in sums)
+        n, t, tt, x, xx, tx = (
+            part[cases, self.channel, last] - part[cases, self.channel, first] for part in sums
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             mean, middle = x / n, t / n
             variance = xx / n - mean**2

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqattn.attention import KeyBias, KeyValueState, Layout, attend
+from seqattn.attention import KeyBias, KeyValueState, Layout, ReceivedMass, attend
 from seqattn.attention.biases import Bias
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
@@ -63,11 +63,35 @@ class SelfAttention(nn.Module):
 
         With ``gain`` the score of a query and a key is multiplied by those of both.
         """
+        q, k, v = self._projected(x, gain)
+        seen = attend(q, k, v, pattern=self.bound(q, layout), causal=causal, layout=layout, bias=bias)
+        return self.output(seen.output.reshape(x.shape))
+
+    def received(
+        self,
+        x: Float[Tensor, "tokens dim"],
+        layout: Layout,
+        bias: Bias | None = None,
+        gain: Float[Tensor, " tokens"] | None = None,
+    ) -> Float[Tensor, "tokens heads"]:
+        """Return how much attention each token gets from all tokens of its sequence, by head.
+
+        Parameters
+        ----------
+        x, layout, bias, gain
+            As in :meth:`forward`.
+        """
+        q, k, v = self._projected(x, gain)
+        seen = attend(q, k, v, pattern=self.bound(q, layout), layout=layout, bias=bias, reduce=ReceivedMass())
+        mass: Tensor = seen.reduced
+        return mass
+
+    def _projected(self, x: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, the first two times the gain of their token."""
         q, k, v = self.inputs(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
         if gain is not None:
             q, k = q * gain[:, None, None], k * gain[:, None, None]
-        seen = attend(q, k, v, pattern=self.bound(q, layout), causal=causal, layout=layout, bias=bias)
-        return self.output(seen.output.reshape(x.shape))
+        return q, k, v
 
     def bound(
         self, q: Float[Tensor, "*tokens heads dim"], where: Layout | Int[Tensor, "*tokens"]
@@ -266,6 +290,23 @@ class Encoder(nn.Module):
             added = fading if bias is None else bias if fading is None else bias + fading
             x = block(x, layout, causal, added, gain)
         return self.norm(x)
+
+    def received(
+        self,
+        x: Float[Tensor, "tokens dim"],
+        layout: Layout,
+        bias: Bias | None = None,
+        gain: Float[Tensor, " tokens"] | None = None,
+    ) -> Float[Tensor, "tokens heads"]:
+        """Return how much attention each token gets from all tokens of its sequence in the first layer, by head.
+
+        Parameters
+        ----------
+        x, layout, bias, gain
+            As in :meth:`forward`.
+        """
+        block = self._layer(0)
+        return block.attention.received(block.norm1(x), layout, bias, gain)
 
     def start(self) -> list[KeyValueState]:
         """Return the empty states of all layers for :meth:`step`, one per layer even where weights are shared."""

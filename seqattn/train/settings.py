@@ -35,6 +35,8 @@ class FitSettings:
         Largest gradient norm, positive; longer gradients are shortened to it. None leaves them.
     weight_decay
         Factor of the weights that Adam adds to the gradient, 0 or more.
+    is_decoupled
+        Whether the weights shrink by the decay times the rate at each step instead, as in AdamW.
     betas
         Adam's decay rates of the two moments, each in [0, 1).
     device
@@ -55,6 +57,7 @@ class FitSettings:
     patience: int | None = None
     clip: int | float | None = 5.0
     weight_decay: int | float = 0.0
+    is_decoupled: bool = False
     betas: tuple[int | float, int | float] = (0.9, 0.999)
     device: str | torch.device = "auto"
     precision: str = "float32"

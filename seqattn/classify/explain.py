@@ -1,0 +1,382 @@
+"""What decided: the share of every token in the logits, exactly, where it lies in the series, and tables of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from seqattn.classify.cases import case_batch
+from seqattn.classify.dilated import DilatedShapes
+from seqattn.classify.motifs import MotifShapes
+from seqattn.classify.series import Series
+from seqattn.classify.tokens import Tokeniser, Tokens
+from seqattn.classify.values import STATISTICS
+from seqattn.errors import DataError
+
+if TYPE_CHECKING:
+    from seqattn.classify.model import VSFormer
+    from seqattn.classify.readout import Readout
+
+__all__ = ["Explaining", "Explanation"]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Things of one kind that a decision adds up: tokens of a network, or shapes or intervals of the readout.
+
+    Attributes
+    ----------
+    kind
+        What they are called in tables.
+    number
+        Row of each in the table of its kind.
+    channels
+        Channels of each, as the user counts them, filled up with -1, ``(pieces, most channels)``.
+    is_difference
+        Whether it lies in the first differences of its channels.
+    spans
+        Beginning and end in each case as shares of its length, ``(cases, pieces, 2)``.
+    contribution
+        Share in the logits minus its mean over the training cases, ``(cases, pieces, classes)``.
+    prior
+        Prior of each; NaN where it has none.
+    received
+        Mean attention that each token gets from the others of its encoder in each case; NaN outside networks.
+    """
+
+    kind: str
+    number: np.ndarray
+    channels: np.ndarray
+    is_difference: np.ndarray
+    spans: np.ndarray
+    contribution: np.ndarray
+    prior: np.ndarray
+    received: np.ndarray
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why cases were classified as they were.
+
+    The logit of a class is a sum over tokens and features, exactly. Each share is given minus its mean over the
+    training cases, so that 0 means "as usual".
+
+    Attributes
+    ----------
+    classes
+        The classes.
+    target
+        For each case, the number of the class whose logit is explained.
+    logits
+        Logits of all classes, ``(cases, classes)``.
+    usual
+        Mean logits over the training cases, ``(classes,)``.
+    pieces
+        What adds up.
+    series
+        The cases, in the user's units, ``(channels, time)`` each.
+    """
+
+    classes: np.ndarray
+    target: np.ndarray
+    logits: np.ndarray
+    usual: np.ndarray
+    pieces: tuple[Pieces, ...]
+    series: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        """Return the number of cases."""
+        return len(self.target)
+
+    @property
+    def difference(self) -> np.ndarray:
+        """Logit of the target minus its mean over the training cases: what the contributions sum to, ``(cases,)``."""
+        rows = np.arange(len(self))
+        return np.asarray(self.logits[rows, self.target] - self.usual[self.target])
+
+    def contribution(self, piece: Pieces) -> np.ndarray:
+        """Return the contributions of pieces to the target's logit, ``(cases, pieces)``.
+
+        Parameters
+        ----------
+        piece
+            One of ``pieces``.
+        """
+        return np.asarray(piece.contribution[np.arange(len(self)), :, self.target])
+
+    def top(self, k: int = 10, case: int | None = None) -> pl.DataFrame:
+        """Return what contributed most to the target's logit, either way.
+
+        Parameters
+        ----------
+        k
+            How many rows per case.
+        case
+            Which case; None for all.
+
+        Returns
+        -------
+        ``case, target, kind, number, channels, is_difference, start, end, contribution, prior, attention`` by falling
+        size of the contribution; start and end in points of the series as given.
+        """
+        cases = range(len(self)) if case is None else [case]
+        return pl.concat([self._top_of(one, k) for one in cases])
+
+    def _top_of(self, case: int, k: int) -> pl.DataFrame:
+        rows = []
+        for piece in self.pieces:
+            shares = piece.contribution[case, :, self.target[case]]
+            for place in np.argsort(-np.abs(shares), kind="stable")[:k]:
+                rows.append((abs(shares[place]), self._row(piece, case, int(place), float(shares[place]))))
+        rows.sort(key=lambda row: -row[0])
+        return pl.DataFrame([row for _, row in rows[:k]], infer_schema_length=None)
+
+    def _row(self, piece: Pieces, case: int, place: int, share: float) -> dict[str, Any]:
+        length = self.series[case].shape[1]
+        start, end = piece.spans[case, place] * length
+        own = piece.channels[place]
+        return {
+            "case": case,
+            "target": self.classes[self.target[case]].item(),
+            "kind": piece.kind,
+            "number": int(piece.number[place]),
+            "channels": own[own >= 0].tolist(),
+            "is_difference": bool(piece.is_difference[place]),
+            "start": float(start),
+            "end": float(end),
+            "contribution": share,
+            "prior": float(piece.prior[place]),
+            "attention": float(piece.received[case, place]),
+        }
+
+    @property
+    def map(self) -> np.ndarray:
+        """Contributions spread evenly over the points they lie on, ``(cases, channels, time)``; sums to ``difference``.
+
+        Times beyond the end of a case hold 0.
+        """
+        longest = max(values.shape[1] for values in self.series)
+        found = np.zeros((len(self), len(self.series[0]), longest))
+        for case, values in enumerate(self.series):
+            for piece in self.pieces:
+                shares = piece.contribution[case, :, self.target[case]]
+                _spread(found[case], piece, piece.spans[case] * values.shape[1], shares, values.shape[1])
+        return found
+
+
+def _spread(found: np.ndarray, piece: Pieces, spans: np.ndarray, shares: np.ndarray, length: int) -> None:
+    """Add shares to the points of a case: equal parts for the channels and points of each span."""
+    first = np.clip(np.floor(spans[:, 0]).astype(np.int64), 0, length - 1)
+    last = np.clip(np.ceil(spans[:, 1]).astype(np.int64), first + 1, length)
+    counts = (piece.channels >= 0).sum(axis=1)
+    steps = np.zeros((found.shape[0], found.shape[1] + 1))
+    height = shares / (counts * (last - first))
+    for place in range(piece.channels.shape[1]):
+        own = piece.channels[:, place] >= 0
+        np.add.at(steps, (piece.channels[own, place], first[own]), height[own])
+        np.subtract.at(steps, (piece.channels[own, place], last[own]), height[own])
+    found += np.cumsum(steps, axis=1)[:, :-1]
+
+
+class Explaining:
+    """The part of the classifier that says what decided."""
+
+    classes_: np.ndarray
+    n_channels_: int
+    tokeniser_: Tokeniser | None
+    readout_: Readout | None
+    modules_: list[VSFormer]
+    temperature_: float
+    means_: dict[str, np.ndarray]
+
+    def explain(self, X: Any, target: Any = None) -> Explanation:
+        """Return which shapes and which values decided.
+
+        Parameters
+        ----------
+        X
+            Series as in :meth:`predict_proba`.
+        target
+            Class whose logit is explained; None takes the predicted class of each case.
+
+        Returns
+        -------
+        Contributions that sum to the logit of the target minus its mean over the training cases, before the
+        temperature.
+
+        Raises
+        ------
+        DataError
+            The series cannot be used, the classifier knows one class only, or the target is no class.
+        """
+        panel = self._read_new(X)  # type: ignore[attr-defined]
+        if self.tokeniser_ is None:
+            raise DataError("The classifier knows one class only, so nothing decided.")
+        tokens, series = self.tokeniser_(panel), self.tokeniser_.series(panel)
+        logits = self._logits(tokens)  # type: ignore[attr-defined]
+        if target is None:
+            targets = logits.argmax(axis=1)
+        elif target in self.classes_.tolist():
+            targets = np.full(len(panel), self.classes_.tolist().index(target))
+        else:
+            raise DataError(f"target={target!r} is no class. Classes: {self.classes_.tolist()}.")
+        pieces = tuple(self._pieces(tokens, series, centred=True))
+        return Explanation(self.classes_, targets, logits, self.means_["logits"], pieces, panel.series)
+
+    @property
+    def shapes_(self) -> pl.DataFrame:
+        """The shape tokens: ``id, class, channel, is_difference, source, start, end, prior, inside, outside, weight``.
+
+        Start and end are points of the training case ``source`` (in the order of the fit, sorted by content, after
+        shortening); ``weight`` is the mean size of the contribution over training cases and classes.
+        """
+        tokeniser = self._tokeniser()
+        shapes = tokeniser.shapes
+        spans = shapes.window if isinstance(shapes, MotifShapes) else shapes.spans
+        return pl.DataFrame(
+            {
+                "id": np.arange(len(shapes)),
+                "class": [self.classes_[label].item() for label in shapes.label],
+                "channel": shapes.channel % self.n_channels_,
+                "is_difference": shapes.channel >= self.n_channels_,
+                "source": shapes.source,
+                "start": shapes.start * tokeniser.scaling.factor,
+                "end": (shapes.start + spans) * tokeniser.scaling.factor,
+                "prior": shapes.prior,
+                "inside": shapes.inside,
+                "outside": shapes.outside,
+                "weight": self.means_["shape_weight"],
+            }
+        )
+
+    @property
+    def intervals_(self) -> pl.DataFrame:
+        """The intervals: ``id, channel, is_difference, start, end, gain of each statistic, prior, is_token, weight``.
+
+        Start and end are shares of the length; ``weight`` as in ``shapes_``, NaN for those that are no tokens.
+        """
+        tokeniser = self._tokeniser()
+        intervals = tokeniser.intervals
+        gains = {f"gain_{name}": intervals.gain[:, place] for place, name in enumerate(STATISTICS)}
+        weight = np.full(len(intervals), np.nan)
+        weight[: tokeniser.n_intervals] = self.means_["interval_weight"]
+        return pl.DataFrame(
+            {
+                "id": np.arange(len(intervals)),
+                "channel": intervals.channel % self.n_channels_,
+                "is_difference": intervals.channel >= self.n_channels_,
+                "start": intervals.spans[:, 0],
+                "end": intervals.spans[:, 1],
+                **gains,
+                "prior": intervals.prior,
+                "is_token": np.arange(len(intervals)) < tokeniser.n_intervals,
+                "weight": weight,
+            }
+        )
+
+    def _tokeniser(self) -> Tokeniser:
+        if getattr(self, "tokeniser_", None) is None:
+            raise DataError("The classifier is not fitted, or knows one class only: it has no tokens.")
+        assert self.tokeniser_ is not None
+        return self.tokeniser_
+
+    def _remember_means(self, tokens: Tokens) -> None:
+        """Note mean contributions and logits over the training cases."""
+        n_classes, n_shapes = len(self.classes_), tokens.shape.shape[1]
+        shape_weight, interval_weight = np.zeros(n_shapes), np.zeros(tokens.value.shape[1])
+        self.means_ = {"logits": self._logits(tokens).mean(axis=0)}  # type: ignore[attr-defined]
+        if self.readout_ is not None:
+            self.means_["features"] = np.concatenate([part.mean(axis=0) for part in tokens.families])
+        for member in range(len(self.modules_)):
+            shares = self._network_shares(tokens, member)
+            self.means_[f"network.{member}"] = shares.mean(axis=0)
+            size = np.abs(shares - shares.mean(axis=0)).mean(axis=(0, 2))
+            own = self._own_shapes(member)  # type: ignore[attr-defined]
+            shape_weight[own] += size[: len(size) - len(interval_weight)]
+            interval_weight += size[len(size) - len(interval_weight) :]
+        self.means_ |= {"shape_weight": shape_weight, "interval_weight": interval_weight}
+        self.means_["n_classes"] = np.array(n_classes)
+
+    @torch.inference_mode()
+    def _network_shares(self, tokens: Tokens, member: int) -> np.ndarray:
+        """Return what the tokens of a member add to the logits, ``(cases, tokens, classes)``."""
+        module, own = self.modules_[member], self._own_shapes(member)  # type: ignore[attr-defined]
+        batch = case_batch(tokens, own, dtype=module.decision.weight.dtype)
+        device = module.decision.weight.device
+        parts = [
+            module.contributions(batch.select(rows).to(device)).double().cpu()
+            for rows in torch.arange(len(tokens)).split(64)
+        ]
+        return np.asarray(self._member_weight() * torch.cat(parts).numpy())  # type: ignore[attr-defined]
+
+    @torch.inference_mode()
+    def _received(self, tokens: Tokens, member: int) -> np.ndarray:
+        """Return the mean attention that each token of a member gets, ``(cases, tokens)``."""
+        module, own = self.modules_[member], self._own_shapes(member)  # type: ignore[attr-defined]
+        batch = case_batch(tokens, own, dtype=module.decision.weight.dtype).to(module.decision.weight.device)
+        return np.asarray(module.received(batch).double().cpu().numpy())
+
+    def _pieces(self, tokens: Tokens, series: Series, centred: bool) -> Iterator[Pieces]:
+        tokeniser = self._tokeniser()
+        channels, spans = tokeniser.channel, tokeniser.intervals.spans
+        n_shapes, n_intervals = len(tokeniser.shapes), tokeniser.n_intervals
+        value_spans = np.broadcast_to(spans[:n_intervals], (len(tokens), n_intervals, 2))
+        for member in range(len(self.modules_)):
+            own = np.arange(n_shapes)[self._own_shapes(member)]  # type: ignore[attr-defined]
+            shares = self._network_shares(tokens, member) - self.means_[f"network.{member}"]
+            received = self._received(tokens, member)
+            parts = (
+                ("shape", own, tokens.shape_span[:, own], slice(0, len(own))),
+                ("value", np.arange(n_intervals), value_spans, slice(len(own), None)),
+            )
+            for kind, number, where, place in parts:
+                place_in_all = number if kind == "shape" else n_shapes + number
+                yield Pieces(
+                    kind=kind,
+                    number=number,
+                    channels=(channels[place_in_all] % self.n_channels_)[:, None],
+                    is_difference=channels[place_in_all] >= self.n_channels_,
+                    spans=where,
+                    contribution=shares[:, place],
+                    prior=tokeniser.prior[place_in_all],
+                    received=received[:, place],
+                )
+        if self.readout_ is not None:
+            yield from self._readout_pieces(tokens, series)
+
+    def _readout_pieces(self, tokens: Tokens, series: Series) -> Iterator[Pieces]:
+        tokeniser, first = self._tokeniser(), 0
+        assert self.readout_ is not None
+        groups: list[DilatedShapes | np.ndarray] = [*tokeniser.banks, *tokeniser.interval_families()]
+        for number, (group, features) in enumerate(zip(groups, tokens.families, strict=True)):
+            size = features.shape[1]
+            weights = self.readout_.weights[first : first + size]
+            centred = features - self.means_["features"][first : first + size]
+            # A shape and an interval have three features each.
+            shares = np.einsum(
+                "npf,pfc->npc", centred.reshape(len(tokens), -1, 3), weights.reshape(-1, 3, weights.shape[1])
+            )
+            first += size
+            if isinstance(group, DilatedShapes):
+                own, spans, kind = group.channels, group.match(series).spans, f"readout shape {number}"
+                rows = np.arange(len(group))
+            else:
+                own = tokeniser.intervals.channel[group][:, None]
+                spans = np.broadcast_to(tokeniser.intervals.spans[group], (len(tokens), len(group), 2))
+                rows, kind = group, "readout value"
+            nothing = np.full((len(tokens), len(rows)), np.nan)
+            yield Pieces(
+                kind=kind,
+                number=rows,
+                channels=np.where(own >= 0, own % self.n_channels_, -1),
+                is_difference=own[:, 0] >= self.n_channels_,
+                spans=spans,
+                contribution=shares,
+                prior=np.full(len(rows), np.nan),
+                received=nothing,
+            )
