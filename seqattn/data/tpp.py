@@ -52,6 +52,8 @@ class EventSet(Entry):
 
     Attributes
     ----------
+    name, title, source, licence, parts, notes, aliases
+        As for every :class:`Entry`.
     unit
         Unit of its times.
     types

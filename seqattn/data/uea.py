@@ -49,6 +49,8 @@ class SeriesSet(Entry):
 
     Attributes
     ----------
+    name, title, source, licence, parts, notes, aliases
+        As for every :class:`Entry`.
     domain
         What kind of measurement it is.
     channels, classes

@@ -198,7 +198,8 @@ def test_a_certain_error_costs_a_bounded_amount(parts, fitted):
 
 def test_a_label_that_was_not_learned_is_an_error(parts, fitted):
     strange = seqattn.data.panels.Panel(parts["test"].series, ["sideways"] * 21)
-    assert task.tally(fitted, strange)["right"] == 0
+    tally = task.tally(fitted, strange)
+    assert (tally["right"], tally["log_loss"]) == (0, pytest.approx(-21 * math.log(1e-6)))
     assert task.cases(fitted, strange) == ([0.0] * 21, [1] * 21)
 
 

@@ -31,7 +31,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # What is imported -> the files that may do so.
 HOMES = {
     "random": set(),  # Python's generator is shared by the whole process
-    "optuna": {f"tune/{name}.py" for name in ("desk", "draws", "records", "search", "storage")},
+    "optuna": {f"tune/{name}.py" for name in ("desk", "draws", "records", "scoring", "search", "storage")},
     "sqlalchemy": {"tune/storage.py"},
     "click": {
         f"cli/{name}.py"

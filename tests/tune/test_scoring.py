@@ -1,4 +1,4 @@
-"""Without development data a trial is cross-validated on training data; it can be interrupted, and sees no test data."""
+"""Without development data a trial is cross-validated on training data, can be interrupted, and sees no test data."""
 
 from __future__ import annotations
 
