@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from seqattn.classify.matching import Nearest, contents, distances, nearest, shortened
 from seqattn.classify.profile import nearest_elsewhere, unit_patterns
 from seqattn.classify.series import Series
-from seqattn.classify.shapes import Matches
+from seqattn.classify.shapes import Matches, shape_prior
 
 __all__ = ["CONTENT_POINTS", "MotifShapes"]
 
@@ -24,10 +24,6 @@ CONTENT_POINTS = 16
 _SHORTEST = 8
 # Least share of observed points of a window that may become a motif.
 _OBSERVED = 0.5
-# A shape whose mean distance to other classes is smaller fits everybody.
-_EVERYBODY = 1e-3
-# Other cases of the class at which a prior is halved.
-_SHRINK = 5
 # Best-aligned correlation above which two shapes of one channel and class are the same.
 _SAME = 0.95
 # Quantiles of the distances in another case of the class between which a threshold is drawn.
@@ -208,20 +204,15 @@ class MotifShapes:
         values = np.empty((3, len(self)))
         for rows, part in zip(groups, _told(rated, len(groups), "priors", report), strict=True):
             values[:, rows] = part
-        return replace(self, inside=values[0], outside=values[1], prior=values[2])
+        return replace(self, prior=values[0], inside=values[1], outside=values[2])
 
     def _rate(self, series: Series, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return mean distance inside and outside the class, and prior, of shapes of one channel and window."""
-        apart = self._nearest(series, rows).distance
-        is_own = labels[:, None] == self.label[rows]
-        is_other = ~is_own
-        is_own[self.source[rows], np.arange(len(rows))] = False
-        n_own, n_other = is_own.sum(0), is_other.sum(0)
-        inside = np.where(n_own > 0, (apart * is_own).sum(0) / np.maximum(n_own, 1), np.nan)
-        outside = np.where(n_other > 0, (apart * is_other).sum(0) / np.maximum(n_other, 1), np.nan)
-        tells = (n_own > 0) & (outside >= _EVERYBODY)
-        ratio = np.divide(inside, outside, out=np.ones(len(rows)), where=tells)
-        return np.stack([inside, outside, np.clip(1 - ratio, 0, 1) * n_own / (n_own + _SHRINK)])
+        """Return prior and mean distances of shapes of one channel and window."""
+        found = self._nearest(series, rows)
+        share = _observed(series, self.channel[rows], found.start, found.start + self.window[rows])
+        apart = np.where(share > 0, found.distance, np.nan)
+        prior, inside, outside = shape_prior(apart, labels, self.label[rows], self.source[rows])
+        return np.stack([prior, inside, outside])
 
     def _selected(self, most: int) -> Self:
         """Return the best shapes, no two alike, classes in turn."""
@@ -266,7 +257,9 @@ class MotifShapes:
 
         Returns
         -------
-        One token per case and shape.
+        One token per case and shape: 16 means of equal parts of the window in the scale of the series, and three
+        statistics. A case shorter than the window is taken whole, and has at most the share of the window observed
+        that it fills.
         """
         distance, share = np.empty((2, len(series), len(self)))
         start = np.empty((len(series), len(self)), dtype=np.int64)
@@ -276,11 +269,10 @@ class MotifShapes:
                 distance[:, rows], start[:, rows], share[:, rows] = found.distance, found.start, found.share
         end = np.minimum(start + self.window, series.lengths[:, None])
         spans = np.stack([start, end], axis=-1) / series.lengths[:, None, None]
-        case = np.arange(len(series))[:, None]
-        there = series.counted[case, self.channel, end] - series.counted[case, self.channel, start]
+        observed = _observed(series, self.channel, start, start + self.window)
         values = contents(series, self.channel, start, end, CONTENT_POINTS)
         content = np.concatenate([values, np.stack([distance, spans[..., 0], share], axis=-1)], axis=-1)
-        return Matches(content, spans, there / self.window)
+        return Matches(np.where(observed[..., None] > 0, content, 0.0), spans, observed)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays by name."""
@@ -312,6 +304,13 @@ class MotifShapes:
         return cls(
             **known, patterns=patterns, measure=measure, locality=None if np.isnan(locality) else locality
         )
+
+
+def _observed(series: Series, channel: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the share of observed points of windows ``(cases, windows)``, which may reach beyond the end."""
+    case, last = np.arange(len(series))[:, None], np.minimum(end, series.lengths[:, None])
+    there = series.counted[case, channel, last] - series.counted[case, channel, start]
+    return there / (end - start)
 
 
 def _windows(lengths: np.ndarray, fractions: Sequence[float]) -> list[int]:

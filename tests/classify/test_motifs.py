@@ -180,6 +180,22 @@ def test_constant_channels_and_gaps_have_no_motifs():
     assert gaps.match(Series(values, np.full(16, 100), observed)).observed.min() >= 0.5
 
 
+def test_cases_without_the_channel_say_nothing_of_the_prior():
+    values, labels, _ = planted(19)
+    observed = np.ones(values.shape, dtype=bool)
+    observed[[3, 6], 2] = False
+    values[[3, 6], 2] = 0.0
+    gaps = Series(values, np.full(16, 100), observed)
+    shapes = find(gaps, labels)
+    there = np.setdiff1d(np.arange(16), [3, 6])
+    matches = shapes.match(gaps)
+    for row in np.flatnonzero(shapes.channel == 2):
+        assert not matches.content[[3, 6], row].any()
+        assert not matches.observed[[3, 6], row].any()
+        other = there[labels[there] != shapes.label[row]]
+        assert shapes.outside[row] == pytest.approx(matches.content[other, row, 16].mean())
+
+
 def test_a_case_shorter_than_the_window_is_matched_whole():
     values, labels, _ = planted(14)
     shapes = find(series_of(values), labels)

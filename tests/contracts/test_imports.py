@@ -38,7 +38,7 @@ HOMES = {
         for name in ("__init__", "attention", "console", "datasets", "reproduction", "tuning")
     },
     "pandas": {"data/table.py"},
-    "joblib": {"reproduce/pool.py"},
+    "joblib": {"classify/motifs.py", "reproduce/pool.py"},
     "distributed": {"reproduce/pool.py"},
     "torch.distributed": {"train/distributed.py"},
     "sktime": {"classify/sktime.py", "data/archive.py"},
