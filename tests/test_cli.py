@@ -445,7 +445,11 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MISTAKES = {
     "unknown command": ("fti hawkes", 2, "Did you mean 'fit'?"),
     "unknown option": ("fit hawkes --outputt x", 2, "No such option"),
-    "unknown task": ("fit hawks", 2, "There is no task 'hawks'. Tasks: hawkes, classify. Did you mean 'hawkes'?"),
+    "unknown task": (
+        "fit hawks",
+        2,
+        "There is no task 'hawks'. Tasks: hawkes, classify. Did you mean 'hawkes'?",
+    ),
     "unknown model": ("fit hawkes --model saph", 2, "Did you mean 'sahp'?"),
     "unknown data": ("fit hawkes --data taxii", 3, "Did you mean 'taxi'?"),
     "missing file": ("fit hawkes --data {bad}/none.csv", 3, "none.csv"),

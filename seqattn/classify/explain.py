@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,14 +13,11 @@ import torch
 from seqattn.classify.cases import case_batch
 from seqattn.classify.dilated import DilatedShapes
 from seqattn.classify.motifs import MotifShapes
+from seqattn.classify.predicting import Predicting
 from seqattn.classify.series import Series
-from seqattn.classify.tokens import Tokeniser, Tokens
+from seqattn.classify.tokens import Tokens
 from seqattn.classify.values import STATISTICS
 from seqattn.errors import DataError
-
-if TYPE_CHECKING:
-    from seqattn.classify.model import VSFormer
-    from seqattn.classify.readout import Readout
 
 __all__ = ["Explaining", "Explanation"]
 
@@ -131,8 +128,10 @@ class Explanation:
         rows = []
         for piece in self.pieces:
             shares = piece.contribution[case, :, self.target[case]]
-            for place in np.argsort(-np.abs(shares), kind="stable")[:k]:
-                rows.append((abs(shares[place]), self._row(piece, case, int(place), float(shares[place]))))
+            largest = np.argsort(-np.abs(shares), kind="stable")[:k].tolist()
+            rows += [
+                (abs(shares[place]), self._row(piece, case, place, float(shares[place]))) for place in largest
+            ]
         rows.sort(key=lambda row: -row[0])
         return pl.DataFrame([row for _, row in rows[:k]], infer_schema_length=None)
 
@@ -183,16 +182,8 @@ def _spread(found: np.ndarray, piece: Pieces, spans: np.ndarray, shares: np.ndar
     found += np.cumsum(steps, axis=1)[:, :-1]
 
 
-class Explaining:
+class Explaining(Predicting):
     """The part of the classifier that says what decided."""
-
-    classes_: np.ndarray
-    n_channels_: int
-    tokeniser_: Tokeniser | None
-    readout_: Readout | None
-    modules_: list[VSFormer]
-    temperature_: float
-    means_: dict[str, np.ndarray]
 
     def explain(self, X: Any, target: Any = None) -> Explanation:
         """Return which shapes and which values decided.
@@ -214,18 +205,18 @@ class Explaining:
         DataError
             The series cannot be used, the classifier knows one class only, or the target is no class.
         """
-        panel = self._read_new(X)  # type: ignore[attr-defined]
+        panel = self._read_new(X)
         if self.tokeniser_ is None:
             raise DataError("The classifier knows one class only, so nothing decided.")
         tokens, series = self.tokeniser_(panel), self.tokeniser_.series(panel)
-        logits = self._logits(tokens)  # type: ignore[attr-defined]
+        logits = self._logits(tokens)
         if target is None:
             targets = logits.argmax(axis=1)
         elif target in self.classes_.tolist():
             targets = np.full(len(panel), self.classes_.tolist().index(target))
         else:
             raise DataError(f"target={target!r} is no class. Classes: {self.classes_.tolist()}.")
-        pieces = tuple(self._pieces(tokens, series, centred=True))
+        pieces = tuple(self._pieces(tokens, series))
         return Explanation(self.classes_, targets, logits, self.means_["logits"], pieces, panel.series)
 
     @property
@@ -279,24 +270,18 @@ class Explaining:
             }
         )
 
-    def _tokeniser(self) -> Tokeniser:
-        if getattr(self, "tokeniser_", None) is None:
-            raise DataError("The classifier is not fitted, or knows one class only: it has no tokens.")
-        assert self.tokeniser_ is not None
-        return self.tokeniser_
-
     def _remember_means(self, tokens: Tokens) -> None:
         """Note mean contributions and logits over the training cases."""
         n_classes, n_shapes = len(self.classes_), tokens.shape.shape[1]
         shape_weight, interval_weight = np.zeros(n_shapes), np.zeros(tokens.value.shape[1])
-        self.means_ = {"logits": self._logits(tokens).mean(axis=0)}  # type: ignore[attr-defined]
+        self.means_ = {"logits": self._logits(tokens).mean(axis=0)}
         if self.readout_ is not None:
             self.means_["features"] = np.concatenate([part.mean(axis=0) for part in tokens.families])
         for member in range(len(self.modules_)):
             shares = self._network_shares(tokens, member)
             self.means_[f"network.{member}"] = shares.mean(axis=0)
             size = np.abs(shares - shares.mean(axis=0)).mean(axis=(0, 2))
-            own = self._own_shapes(member)  # type: ignore[attr-defined]
+            own = self._own_shapes(member)
             shape_weight[own] += size[: len(size) - len(interval_weight)]
             interval_weight += size[len(size) - len(interval_weight) :]
         self.means_ |= {"shape_weight": shape_weight, "interval_weight": interval_weight}
@@ -305,29 +290,29 @@ class Explaining:
     @torch.inference_mode()
     def _network_shares(self, tokens: Tokens, member: int) -> np.ndarray:
         """Return what the tokens of a member add to the logits, ``(cases, tokens, classes)``."""
-        module, own = self.modules_[member], self._own_shapes(member)  # type: ignore[attr-defined]
+        module, own = self.modules_[member], self._own_shapes(member)
         batch = case_batch(tokens, own, dtype=module.decision.weight.dtype)
         device = module.decision.weight.device
         parts = [
             module.contributions(batch.select(rows).to(device)).double().cpu()
             for rows in torch.arange(len(tokens)).split(64)
         ]
-        return np.asarray(self._member_weight() * torch.cat(parts).numpy())  # type: ignore[attr-defined]
+        return np.asarray(self._member_weight() * torch.cat(parts).numpy())
 
     @torch.inference_mode()
     def _received(self, tokens: Tokens, member: int) -> np.ndarray:
         """Return the mean attention that each token of a member gets, ``(cases, tokens)``."""
-        module, own = self.modules_[member], self._own_shapes(member)  # type: ignore[attr-defined]
+        module, own = self.modules_[member], self._own_shapes(member)
         batch = case_batch(tokens, own, dtype=module.decision.weight.dtype).to(module.decision.weight.device)
         return np.asarray(module.received(batch).double().cpu().numpy())
 
-    def _pieces(self, tokens: Tokens, series: Series, centred: bool) -> Iterator[Pieces]:
+    def _pieces(self, tokens: Tokens, series: Series) -> Iterator[Pieces]:
         tokeniser = self._tokeniser()
         channels, spans = tokeniser.channel, tokeniser.intervals.spans
         n_shapes, n_intervals = len(tokeniser.shapes), tokeniser.n_intervals
         value_spans = np.broadcast_to(spans[:n_intervals], (len(tokens), n_intervals, 2))
         for member in range(len(self.modules_)):
-            own = np.arange(n_shapes)[self._own_shapes(member)]  # type: ignore[attr-defined]
+            own = np.arange(n_shapes)[self._own_shapes(member)]
             shares = self._network_shares(tokens, member) - self.means_[f"network.{member}"]
             received = self._received(tokens, member)
             parts = (

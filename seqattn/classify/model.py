@@ -156,6 +156,7 @@ class VSFormer(nn.Module):
     interval_span: Tensor
     channel: Tensor
     label: Tensor
+    kind: nn.Parameter
 
     def __init__(
         self,
@@ -224,13 +225,18 @@ class VSFormer(nn.Module):
     def encode(self, batch: CaseBatch) -> Float[Tensor, "cases tokens dim"]:
         """Return the encoded tokens; 0 for those that are not there."""
         x, first, parts = self.embed(batch), 0, []
-        sizes = [self.n_tokens] if len(self.encoders) == 1 else [self.n_shapes, self.n_tokens - self.n_shapes]
+        sizes = self._sizes()
         for encoder, size in zip(self.encoders, sizes, strict=True):
             some = slice(first, first + size)
             parts.append(self._attended(cast(Encoder, encoder), x[:, some], batch.observed[:, some], some))
             first += size
         outputs = self.dropout(torch.cat(parts, dim=1))
         return outputs * batch.observed[..., None]
+
+    def _sizes(self) -> list[int]:
+        """Return how many tokens each encoder takes."""
+        n_values = self.n_tokens - self.n_shapes
+        return [self.n_tokens] if len(self.encoders) == 1 else [self.n_shapes, n_values]
 
     def embed(self, batch: CaseBatch) -> Float[Tensor, "cases tokens dim"]:
         """Return the tokens before attention."""
@@ -269,7 +275,7 @@ class VSFormer(nn.Module):
     def received(self, batch: CaseBatch) -> Float[Tensor, "cases tokens"]:
         """Return the mean attention that each token gets in the first layer, over heads and queries."""
         x, first, parts = self.embed(batch), 0, []
-        sizes = [self.n_tokens] if len(self.encoders) == 1 else [self.n_shapes, self.n_tokens - self.n_shapes]
+        sizes = self._sizes()
         for encoder, size in zip(self.encoders, sizes, strict=True):
             some = slice(first, first + size)
             tokens, first = x[:, some], first + size

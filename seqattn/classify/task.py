@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from seqattn import classify
+import seqattn
 from seqattn.classify.confusion import draw_confusion
 from seqattn.classify.folds import folds as divided
 from seqattn.classify.loading import deviations as deviations
@@ -28,7 +28,11 @@ from seqattn.train.loop import Observer
 
 FAMILY = "uea"
 DEFAULT_DATA = "BasicMotions"
-MODELS = {"vsformer": "VSFormerClassifier"}
+MODELS = {
+    "vsformer": "VSFormerClassifier",
+    "minirocket": "MiniRocket",
+    "multirocket_hydra": "MultiRocketHydra",
+}
 OBJECTIVE = "accuracy - 0.1 log loss, cross-validated on training data"
 LOSS_UNIT = "nats per case"
 AFTERWARDS = "computing held-out figures"
@@ -94,7 +98,7 @@ def build(
     """
     model = known_model(model, MODELS)
     given = {"random_state": seed, "device": device}
-    return build_estimator(getattr(classify, MODELS[model]), model, settings, given)
+    return build_estimator(getattr(seqattn, MODELS[model]), model, settings, given)
 
 
 def settings(model: Any) -> dict[str, Any]:
@@ -115,6 +119,7 @@ def fit(
     *,
     checkpoint: Path | None = None,
     observers: Sequence[Observer] = (),
+    watch: Panel | None = None,
 ) -> Any:
     """Fit an estimator, whether it learns in epochs or at once.
 
@@ -130,12 +135,16 @@ def fit(
         File from which an interrupted fit goes on.
     observers
         Told of each epoch.
+    watch
+        Further cases whose accuracy after each epoch is written down and changes nothing; for models with epochs.
     """
     labels = labels_of(train)
     if "observers" not in inspect.signature(model.fit).parameters:
         return model.fit(train, labels)
     held_out = None if getattr(model, "validation", None) is None else valid
-    return model.fit(train, labels, validation=held_out, checkpoint=checkpoint, observers=observers)
+    return model.fit(
+        train, labels, validation=held_out, checkpoint=checkpoint, observers=observers, watch=watch
+    )
 
 
 def held_out(model: Any, dev: Panel | None) -> dict[str, Any] | None:

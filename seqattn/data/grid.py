@@ -61,7 +61,7 @@ def find_grid(gaps: np.ndarray, largest: float) -> Grid | None:
         return None
     sample = np.random.default_rng(0).permutation(positive)[:_SAMPLE]
     middle = float(np.median(sample))
-    finest = max(np.finfo(np.float64).eps * largest * 64, _FINEST * middle)
+    finest = max(float(np.finfo(np.float64).eps) * float(largest) * 64, _FINEST * middle)
     tolerance = 0.1 * middle
     while tolerance > finest:
         candidates = {_common_divisor(part, tolerance) for part in _parts(sample)}

@@ -259,7 +259,7 @@ class EmpiricalMarkov(SimpleProcess):
         exposure = np.bincount(last, gap, size) + np.bincount(tail_last, tail, size)
         events = np.bincount(last, minlength=size)
         self.rate_ = (events + 1) / (exposure + 1 / rates.sum())
-        self.median_ = grouped_median(last, gap, size, np.median(gap))
+        self.median_ = grouped_median(last, gap, size, float(np.median(gap)))
         pairs, self.counts_ = np.unique(last * size + kind, return_counts=True)
         self.origin_, self.next_ = pairs // size, pairs % size
         return self

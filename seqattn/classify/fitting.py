@@ -1,0 +1,436 @@
+"""How the classifier learns: tokens, readout and networks from the training cases alone."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from seqattn.classify.cases import Cases, case_batch
+from seqattn.classify.explain import Explaining
+from seqattn.classify.folds import cut
+from seqattn.classify.metrics import metrics
+from seqattn.classify.model import VSFormer
+from seqattn.classify.predicting import LEAST_POINTS, PREDICTED_AT_ONCE
+from seqattn.classify.readout import Readout
+from seqattn.classify.tokens import KINDS, Recipe, Tokeniser, Tokens, generator
+from seqattn.data.panels import Panel
+from seqattn.errors import DataError, ParameterError, SeqattnWarning
+from seqattn.train.callbacks import Progress
+from seqattn.train.history import History
+from seqattn.train.loop import Observer, fit_module
+from seqattn.train.settings import FitSettings
+
+__all__ = ["Fitting"]
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "shapes": KINDS,
+    "match": ("znorm", "raw"),
+    "tokens": ("both", "shape", "value"),
+    "prior": ("key", "logit", "none"),
+    "fusion": ("late", "joint"),
+    "head": ("flatten", "mean"),
+}
+# Fewest steps and epochs of a fit with epochs="auto".
+_STEPS, _EPOCHS = 600, 10
+_LEFT_OUT = "the linear readout alone, on training cases left out one at a time"
+_SHARPNESS = np.logspace(-1.5, 1.0, 101)
+
+
+class Fitting(Explaining):
+    """The part of the classifier that learns."""
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation: Any = None,
+        checkpoint: str | Path | None = None,
+        observers: Sequence[Observer] = (),
+        watch: Any = None,
+    ) -> Self:
+        """Learn tokens, readout and network from labelled cases.
+
+        Parameters
+        ----------
+        X
+            Series of any form that :meth:`seqattn.data.panels.Panel.of` takes: an array ``(cases, channels, time)``, a
+            list of ``(channels, time)`` of any lengths, a frame of sktime's panel types, a ``.ts`` file; ``(cases,
+            time)`` is one channel. NaN is a missing value.
+        y
+            One label per case; None takes those of a panel or a file.
+        validation
+            Held-out cases with labels, a panel or a pair ``(X, y)``, that choose the epoch; nothing is fitted again.
+        checkpoint
+            File that is written after each epoch of a network. If it exists and belongs to this fit, training goes on
+            from it.
+        observers
+            Told of every epoch, see :class:`seqattn.train.loop.Observer`.
+        watch
+            Further cases with labels, whose accuracy after each epoch is written into ``history_`` as
+            ``watched_accuracy`` and changes nothing. With test data it shows what choosing the epoch on them, as some
+            published figures do, would be worth.
+
+        Returns
+        -------
+        The classifier.
+
+        Raises
+        ------
+        DataError
+            Series or labels cannot be used.
+        ParameterError
+            A parameter has a value that is not allowed.
+        ArtifactError
+            The checkpoint belongs to another fit.
+
+        Warns
+        -----
+        SeqattnWarning
+            There is one class only, a class has one case, or a case has no value at all.
+        """
+        self._check_parameters()
+        began = time.perf_counter()
+        panel = self._read(X, y)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        panel, codes = self._prepared(panel)
+        self.temperature_ = 1.0
+        self.tokeniser_, self.readout_, self.modules_, self.history_ = None, None, [], History()
+        self.validation_ = None
+        self.fit_report_ = {"n_cases": len(panel), "n_classes": len(self.classes_)}
+        if len(self.classes_) == 1:
+            warnings.warn(
+                f"All labels are {self.classes_[0]!r}: every prediction will be that class.",
+                SeqattnWarning,
+                stacklevel=2,
+            )
+            return self
+        held_out = None if validation is None else self._held_out(validation)
+        if self.calibration is not None:
+            self._calibrate(panel, codes, seed)
+        epochs = self._epochs(len(codes))
+        if held_out is None and self.validation is not None:
+            epochs = self._chosen_epochs(panel, codes, seed, epochs)
+        watched = None if watch is None else self._held_out(watch)
+        place = None if checkpoint is None else Path(checkpoint)
+        self._learn(panel, codes, seed, epochs, held_out, observers, place, watched)
+        self.fit_report_ |= {"seconds": time.perf_counter() - began}
+        return self
+
+    def _check_parameters(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                words = " or ".join(map(repr, allowed))
+                raise ParameterError(f"{name}={value!r} is not allowed. Give {words}.")
+        for name in (
+            "shape_tokens",
+            "value_tokens",
+            "n_members",
+            "motifs_per_cell",
+            "max_length",
+            "profile_cap",
+        ):
+            _require_whole(name, getattr(self, name), 1)
+        _require_whole("readout_shapes", self.readout_shapes, 0)
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) != "auto":
+                _require_whole(name, getattr(self, name), 1)
+        for name in ("d_model", "n_heads", "n_layers"):
+            _require_whole(name, getattr(self, name), 1)
+        if self.d_model % self.n_heads:
+            raise ParameterError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}.")
+        for name, low, high in (("dropout", 0, 1), ("label_smoothing", 0, 1), ("network_weight", 0, np.inf)):
+            value = getattr(self, name)
+            if not low <= value < high:
+                raise ParameterError(
+                    f"{name}={value!r} is not allowed. Give a number from {low} to below {high}."
+                )
+        for name in ("validation", "calibration"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not 0 < value < 1):
+                raise ParameterError(
+                    f"{name}={value!r} is not allowed. Give a share between 0 and 1, or None."
+                )
+        if not self.readout_shapes and not self.network_weight:
+            raise ParameterError("readout_shapes=0 and network_weight=0 leave nothing to predict with.")
+
+    def _read(self, X: Any, y: Any) -> Panel:
+        """Return the training cases with their labels, and remember their form."""
+        if y is None and not isinstance(X, Panel | str | Path):
+            raise ValueError("VSFormerClassifier requires y to be passed, but the target y is None.")
+        panel = Panel.of(X) if y is None else Panel.of(X, _labels(y))
+        if panel.labels is None:
+            raise DataError("There are no labels to learn from. Give y, one label per case.")
+        check_classification_targets(panel.labels)
+        panel.check_lengths(LEAST_POINTS if panel.n_channels > 1 else min(LEAST_POINTS, 2))
+        self.__dict__.pop("n_features_in_", None)
+        if getattr(X, "ndim", 3) == 2:
+            self.n_features_in_ = int(np.shape(X)[1])
+        self.n_channels_ = panel.n_channels
+        self.length_range_ = (int(panel.lengths.min()), int(panel.lengths.max()))
+        return panel
+
+    def _prepared(self, panel: Panel) -> tuple[Panel, np.ndarray]:
+        """Return the cases that can be learnt from, in an order that depends on their content, and codes."""
+        self.classes_, codes = np.unique(np.asarray(panel.labels), return_inverse=True)
+        self.share_ = np.bincount(codes) / len(codes)
+        empty = np.array([not np.isfinite(case).any() for case in panel.series])
+        if empty.all():
+            raise DataError("No case has a finite value. Check how missing values are written.")
+        if empty.any():
+            warnings.warn(
+                f"{empty.sum()} training cases have no value at all, the first is case {empty.argmax()}. They are "
+                "left out.",
+                SeqattnWarning,
+                stacklevel=3,
+            )
+        single = np.flatnonzero(np.bincount(codes) == 1)
+        if len(single) and len(self.classes_) > 1:
+            warnings.warn(
+                f"{len(single)} of {len(self.classes_)} classes have one training case, for example "
+                f"{self.classes_[single[0]]!r}: nothing tells what its cases share, so its shapes have no prior.",
+                SeqattnWarning,
+                stacklevel=3,
+            )
+        rows = np.flatnonzero(~empty)
+        keys = [case.tobytes() for case in panel.series]
+        rows = np.array(sorted(rows.tolist(), key=lambda row: (keys[row], codes[row])))
+        return panel.select(rows), codes[rows]
+
+    def _held_out(self, given: Any) -> Panel:
+        panel = Panel.of(given) if isinstance(given, Panel | str | Path) else Panel.of(*given)
+        if panel.labels is None:
+            raise DataError("The held-out cases have no labels. Give a pair (X, y).")
+        self._check_channels(panel)
+        return panel
+
+    def _epochs(self, n_cases: int) -> int:
+        if self.epochs != "auto":
+            return int(self.epochs)
+        return max(_EPOCHS, -(-_STEPS // -(-n_cases // self._batch_size(n_cases))))
+
+    def _batch_size(self, n_cases: int) -> int:
+        return int(np.clip(n_cases // 8, 8, 64)) if self.batch_size == "auto" else int(self.batch_size)
+
+    def _chosen_epochs(self, panel: Panel, codes: np.ndarray, seed: int, epochs: int) -> int:
+        """Return the number of epochs that is best for cases held out, tokens and all."""
+        kept, held = cut(codes, float(self.validation or 0), seed)
+        part = panel.select(held)
+        trial = self._apart(panel.select(kept), codes[kept], seed, epochs, part)
+        self.fit_report_["validation"] = {"cases": len(held), "best_epoch": trial.history_.best_epoch}
+        return int(trial.history_.best_epoch or epochs)
+
+    def _calibrate(self, panel: Panel, codes: np.ndarray, seed: int) -> None:
+        """Find the temperature for cases held out, tokens and all, by their log loss."""
+        kept, held = cut(codes, float(self.calibration or 0), seed)
+        trial = self._apart(panel.select(kept), codes[kept], seed, self._epochs(len(kept)), None)
+        logits = trial._logits(trial._tokeniser()(panel.select(held)))
+        rows = np.arange(len(held))
+        losses = [-np.log(softmax(logits * s, axis=1)[rows, codes[held]] + 1e-15).mean() for s in _SHARPNESS]
+        # Few held-out cases, all of them right, would ask for probabilities of 0 and 1: one case speaks for 1.
+        losses += np.log(_SHARPNESS) ** 2 / len(held)
+        self.temperature_ = float(1 / _SHARPNESS[int(np.argmin(losses))])
+        self.fit_report_["calibration"] = {"cases": len(held), "temperature": self.temperature_}
+
+    def _apart(self, panel: Panel, codes: np.ndarray, seed: int, epochs: int, held_out: Panel | None) -> Self:
+        """Return a classifier of the same form that has seen some cases only."""
+        part = type(self)(**self.get_params(deep=False))
+        part.classes_, part.n_channels_, part.temperature_ = self.classes_, self.n_channels_, 1.0
+        part.fit_report_ = {}
+        part._learn(panel, codes, seed, epochs, held_out, [], None, None)
+        return part
+
+    def _learn(
+        self,
+        panel: Panel,
+        codes: np.ndarray,
+        seed: int,
+        epochs: int,
+        held_out: Panel | None,
+        observers: Sequence[Observer],
+        checkpoint: Path | None,
+        watched: Panel | None,
+    ) -> None:
+        """Learn everything from cases; nothing else is looked at, but for the epoch where cases are held out."""
+        report = _tell if self.verbose else None
+        self.tokeniser_, tokens = Tokeniser.learn(panel, codes, self._recipe(), seed, report)
+        weights = self._case_weights(codes)
+        self.readout_ = None
+        if self.readout_shapes:
+            self.readout_ = Readout.fit(tokens.families, codes, len(self.classes_), weights)
+            left_out = softmax(self.readout_.left_out, axis=1)
+            self.validation_ = {
+                **metrics(self.classes_[codes], self.classes_, left_out),
+                "protocol": _LEFT_OUT,
+            }
+        self.fit_report_ |= self._tokeniser().report() | {"learnt": self._tokeniser().digest()}
+        self.modules_, self.history_ = [], History()
+        for member in range(self.n_members if self.network_weight else 0):
+            watching = [*observers, *([Progress()] if self.verbose else [])]
+            watcher = None if watched is None or member else _Watcher(self, watched)
+            place = checkpoint if checkpoint is None or not member else checkpoint.with_suffix(f".{member}")
+            module = self._module(tokens, seed, member)
+            self.modules_.append(module)
+            history = self._train(
+                module,
+                (tokens, codes, weights),
+                held_out,
+                (seed, member, epochs),
+                [*watching, *([watcher] if watcher else [])],
+                place,
+            )
+            if watcher is not None:
+                watcher.write(history)
+            self.history_ = self.history_ if member else history
+        self._remember_means(tokens)
+
+    def _train(
+        self,
+        module: VSFormer,
+        data: tuple[Tokens, np.ndarray, np.ndarray],
+        held_out: Panel | None,
+        order: tuple[int, int, int],
+        observers: Sequence[Observer],
+        checkpoint: Path | None,
+    ) -> History:
+        (tokens, codes, weights), (seed, member, epochs) = data, order
+        shapes, size = self._own_shapes(member), self._batch_size(len(codes))
+        whole, valid = case_batch(tokens, shapes, codes, weights), None
+        if held_out is not None:
+            theirs = self._codes(held_out)
+            valid = case_batch(self._tokeniser()(held_out), shapes, theirs, np.ones(len(theirs)))
+        settings = FitSettings(
+            epochs=epochs,
+            learning_rate=self.learning_rate,
+            patience=self.patience if valid is not None else None,
+            clip=1.0,
+            weight_decay=self.weight_decay,
+            is_decoupled=True,
+            device=self.device,
+            precision=self.precision,
+            seed=int(generator(seed, f"training {member}").integers(2**31)),
+        )
+        identity = {
+            "model": type(self).__name__,
+            "learnt": self._tokeniser().digest(),
+            "member": member,
+            "params": {name: repr(value) for name, value in sorted(self.get_params(deep=False).items())},
+        }
+        history = fit_module(
+            module,
+            lambda epoch: Cases.of(whole, size, generator(seed, f"batches {member} {epoch}")),
+            None if valid is None else lambda: Cases.of(valid, PREDICTED_AT_ONCE),
+            settings,
+            observers=observers,
+            checkpoint=checkpoint,
+            identity=identity,
+        )
+        module.eval()
+        return history
+
+    def _recipe(self) -> Recipe:
+        own = self.n_members if self.shapes == "dilated" and self.network_weight else 1
+        return Recipe(
+            shapes=self.shapes,
+            window_fractions=tuple(self.window_fractions),
+            motifs_per_cell=self.motifs_per_cell,
+            match=self.match,
+            locality=self.locality,
+            profile_cap=self.profile_cap,
+            derivatives=self.derivatives,
+            granularities=tuple(self.granularities),
+            shape_tokens=self.shape_tokens * own,
+            value_tokens=self.value_tokens,
+            tokens=self.tokens,
+            readout_shapes=self.readout_shapes,
+            max_length=self.max_length,
+            n_jobs=self.n_jobs,
+        )
+
+    def _module(self, tokens: Tokens, seed: int, member: int) -> VSFormer:
+        """Return the network of a member with its first weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(generator(seed, f"weights {member}").integers(2**31)))
+            return self._network(self._facts(member, tokens.shape.shape[2]))
+
+    def _case_weights(self, codes: np.ndarray) -> np.ndarray:
+        if self.class_weight is None:
+            return np.ones(len(codes))
+        given = self.class_weight
+        if isinstance(given, Mapping):
+            unknown = [label for label in given if label not in self.classes_.tolist()]
+            if unknown:
+                raise ParameterError(
+                    f"class_weight names {unknown[0]!r}, which is no class. Classes: {self.classes_.tolist()}."
+                )
+        by_class = compute_class_weight(given, classes=self.classes_, y=self.classes_[codes])
+        weights = by_class[codes]
+        return np.asarray(weights * len(codes) / weights.sum())
+
+    def _codes(self, panel: Panel) -> np.ndarray:
+        places = {label: code for code, label in enumerate(self.classes_.tolist())}
+        unknown = [label for label in np.asarray(panel.labels).tolist() if label not in places]
+        if unknown:
+            raise DataError(
+                f"The held-out cases have the class {unknown[0]!r}, which the training cases lack."
+            )
+        return np.array([places[label] for label in np.asarray(panel.labels).tolist()])
+
+
+class _Watcher(Observer):
+    """Notes the accuracy on cases after each epoch; training goes on as if it were not there."""
+
+    def __init__(self, model: Fitting, panel: Panel) -> None:
+        self._model, self._labels = model, np.asarray(panel.labels)
+        self._tokens: Tokens = model._tokeniser()(panel)
+        self._found: dict[int, dict[str, float]] = {}
+
+    def begin(self, settings: FitSettings) -> None:
+        """Do nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Classify the cases as the model stands."""
+        began, module = time.perf_counter(), self._model.modules_[0]
+        module.eval()
+        predicted = self._model.classes_[self._model._logits(self._tokens).argmax(axis=1)]
+        module.train()
+        accuracy = float((predicted == self._labels).mean())
+        seconds = time.perf_counter() - began
+        self._found[record["epoch"]] = {"watched_accuracy": accuracy, "watched_seconds": seconds}
+
+    def end(self, history: History) -> None:
+        """Do nothing."""
+
+    def write(self, history: History) -> None:
+        """Add what was noted to the epochs' records."""
+        for record in history.records:
+            record.update(self._found.get(record["epoch"], {}))
+
+
+def _labels(y: Any) -> np.ndarray:
+    """Return labels as one axis; a column is taken with scikit-learn's warning."""
+    given = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
+    return np.asarray(column_or_1d(given, warn=True))
+
+
+def _require_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ParameterError(f"{name}={value!r} is not allowed. Give a whole number, at least {least}.")
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,297 @@
+"""What a fitted classifier does with cases: probabilities, tokens, and its file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from sklearn.utils.validation import check_is_fitted
+
+from seqattn.classify.cases import case_batch
+from seqattn.classify.model import TokenFacts, VSFormer
+from seqattn.classify.parameters import Parameters
+from seqattn.classify.readout import Readout
+from seqattn.classify.tokens import Tokeniser, Tokens
+from seqattn.data.panels import Panel
+from seqattn.errors import ArtifactError, DataError, SeqattnWarning
+from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
+from seqattn.train.history import History
+from seqattn.train.parameters import decode_parameter, encode_parameters
+from seqattn.train.settings import resolve_device, resolve_precision
+
+__all__ = ["LEAST_POINTS", "PREDICTED_AT_ONCE", "Predicting"]
+
+LEAST_POINTS = 3
+PREDICTED_AT_ONCE = 512
+
+
+class Predicting(Parameters):
+    """The part of the classifier that predicts, and opens and writes its file."""
+
+    classes_: np.ndarray
+    share_: np.ndarray
+    n_channels_: int
+    length_range_: tuple[int, int]
+    n_features_in_: int
+    tokeniser_: Tokeniser | None
+    readout_: Readout | None
+    modules_: list[VSFormer]
+    means_: dict[str, np.ndarray]
+    temperature_: float
+    history_: History
+    fit_report_: dict[str, Any]
+    validation_: dict[str, Any] | None
+
+    def _own_shapes(self, member: int) -> slice:
+        """Return which shape tokens a member takes: its own where they are drawn, all where they are found."""
+        n_shapes = len(self._tokeniser().shapes)
+        if self.shapes == "motif" or not n_shapes:
+            return slice(0, n_shapes)
+        return slice(member * self.shape_tokens, (member + 1) * self.shape_tokens)
+
+    def _network(self, facts: TokenFacts) -> VSFormer:
+        module = VSFormer(
+            facts,
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            n_layers=self.n_layers,
+            dropout=self.dropout,
+            fusion=self.fusion,
+            prior=self.prior,
+            prior_strength=self.prior_strength,
+            prior_floor=self.prior_floor,
+            learn_prior_strength=self.learn_prior_strength,
+            prior_encoding=self.prior_encoding,
+            head=self.head,
+            label_smoothing=self.label_smoothing,
+            attention=self.attention,
+        )
+        return module.to(dtype=resolve_precision(self.precision))
+
+    def _facts(self, member: int, shape_features: int) -> TokenFacts:
+        tokeniser, shapes = self._tokeniser(), self._own_shapes(member)
+        n_shapes, n_classes = len(tokeniser.shapes), len(self.classes_)
+        own = np.concatenate([np.arange(n_shapes)[shapes], np.arange(n_shapes, len(tokeniser.channel))])
+        spans = tokeniser.intervals.spans[: tokeniser.n_intervals]
+        return TokenFacts(
+            channel=torch.from_numpy(tokeniser.channel[own]),
+            label=torch.from_numpy(tokeniser.label(n_classes)[own]),
+            prior=torch.from_numpy(tokeniser.prior[own]).float(),
+            interval_span=torch.from_numpy(spans).float(),
+            n_channels=self.n_channels_ * (2 if self.derivatives else 1),
+            n_classes=n_classes,
+            shape_features=shape_features,
+        )
+
+    def _check_channels(self, panel: Panel) -> None:
+        if panel.n_channels != self.n_channels_:
+            raise DataError(
+                f"The cases have {panel.n_channels} channels, but the classifier was fitted with {self.n_channels_}. "
+                "Give the same channels in the same order."
+            )
+
+    def _read_new(self, X: Any) -> Panel:
+        check_is_fitted(self, "classes_")
+        if getattr(self, "n_features_in_", None) is not None and getattr(X, "ndim", 3) == 2:
+            n_features = int(np.shape(X)[1])
+            if n_features != self.n_features_in_:
+                raise DataError(
+                    f"X has {n_features} features, but VSFormerClassifier is expecting {self.n_features_in_} features "
+                    "as input. Rows of a table have one length; give a list of arrays for series of other lengths."
+                )
+        panel = Panel.of(X)
+        self._check_channels(panel)
+        panel.check_lengths(min(LEAST_POINTS, self.length_range_[0]))
+        return panel
+
+    def _tokeniser(self) -> Tokeniser:
+        """Return the tokeniser of a classifier that has one."""
+        check_is_fitted(self, "classes_")
+        if self.tokeniser_ is None:
+            raise DataError("The classifier knows one class only, so it has no tokens.")
+        return self.tokeniser_
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class.
+
+        Parameters
+        ----------
+        X
+            Series as in :meth:`fit`; they may be shorter or longer than those of the fit.
+
+        Returns
+        -------
+        ``(cases, classes)`` in the order of ``classes_``; rows sum to 1.
+
+        Raises
+        ------
+        DataError
+            The series cannot be used, or have another number of channels than those of the fit.
+
+        Warns
+        -----
+        SeqattnWarning
+            A case has no value at all; it gets the class shares of the training data.
+        """
+        panel = self._read_new(X)
+        if self.tokeniser_ is None:
+            return np.ones((len(panel), 1))
+        found = np.tile(self.share_, (len(panel), 1))
+        full = np.array([bool(np.isfinite(case).any()) for case in panel.series])
+        if not full.all():
+            warnings.warn(
+                f"{(~full).sum()} cases have no value at all, the first is case {full.argmin()}. They get the class "
+                "shares of the training data.",
+                SeqattnWarning,
+                stacklevel=2,
+            )
+        rows = np.flatnonzero(full)
+        for first in range(0, len(rows), PREDICTED_AT_ONCE):
+            some = rows[first : first + PREDICTED_AT_ONCE]
+            found[some] = softmax(
+                self._logits(self.tokeniser_(panel.select(some))) / self.temperature_, axis=1
+            )
+        return found
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class of each case, in the kind of the labels of the fit.
+
+        Parameters
+        ----------
+        X
+            Series as in :meth:`predict_proba`.
+        """
+        check_is_fitted(self, "classes_")
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the accuracy.
+
+        Parameters
+        ----------
+        X, y
+            Series and labels; y of a panel or file may be left out.
+        sample_weight
+            Weights of the cases; None weighs all alike.
+        """
+        labels = Panel.of(X).labels if y is None else np.asarray(y)
+        if labels is None:
+            raise DataError("There are no labels to compare with. Give y, one label per case.")
+        return float(np.average(self.predict(X) == labels, weights=sample_weight))
+
+    @torch.inference_mode()
+    def _logits(self, tokens: Tokens) -> np.ndarray:
+        """Return the logits of cases before the temperature."""
+        found = np.zeros((len(tokens), len(self.classes_)))
+        if self.readout_ is not None:
+            found += self.readout_.outputs(tokens.families)
+        weight = self._member_weight()
+        for member, module in enumerate(self.modules_):
+            device = module.decision.weight.device
+            batch = case_batch(tokens, self._own_shapes(member), dtype=module.decision.weight.dtype)
+            logits = [module(batch.select(rows).to(device)) for rows in torch.arange(len(tokens)).split(256)]
+            found += weight * torch.cat(logits).double().cpu().numpy()
+        return found
+
+    def _member_weight(self) -> float:
+        """Return the factor of one network's logits; without a readout they stand as they are."""
+        whole = float(self.network_weight) if self.readout_ is not None else 1.0
+        return whole / max(len(self.modules_), 1)
+
+    def tokenise(self, X: Any) -> Tokens:
+        """Return the tokens of cases.
+
+        Parameters
+        ----------
+        X
+            Series as in :meth:`predict_proba`.
+        """
+        panel = self._read_new(X)
+        return self._tokeniser()(panel)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fitted classifier to one safetensors file; open it with :func:`seqattn.load`.
+
+        Parameters
+        ----------
+        path
+            File to write, or an existing folder, in which it becomes ``model.safetensors``.
+
+        Returns
+        -------
+        The path of the file.
+
+        Raises
+        ------
+        ArtifactError
+            A parameter or label cannot be written as JSON.
+        """
+        check_is_fitted(self, "classes_")
+        arrays: dict[str, Any] = {"share": self.share_}
+        if self.tokeniser_ is not None:
+            arrays |= {f"tokeniser.{name}": value for name, value in self.tokeniser_.to_arrays().items()}
+            arrays |= {f"means.{name}": value for name, value in self.means_.items()}
+        if self.readout_ is not None:
+            arrays |= {f"readout.{name}": value for name, value in self.readout_.to_arrays().items()}
+        for member, module in enumerate(self.modules_):
+            arrays |= {f"module.{member}.{name}": value for name, value in module.state_dict().items()}
+        about = {
+            "params": encode_parameters(self.get_params(deep=False)),
+            "classes": [encode_label(label) for label in self.classes_.tolist()],
+            "labels": self.classes_.dtype.str,
+            "n_channels": self.n_channels_,
+            "length_range": list(self.length_range_),
+            "n_features_in": getattr(self, "n_features_in_", None),
+            "temperature": self.temperature_,
+            "history": self.history_.to_json(),
+            "validation": self.validation_,
+            "fit_report": self.fit_report_,
+        }
+        return save_artifact(path, type(self).__name__, arrays, about)
+
+    @classmethod
+    def _from_artifact(cls, artifact: Artifact) -> Self:
+        try:
+            return cls._restored(artifact)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"The file holds a {cls.__name__} whose parts do not fit together ({type(error).__name__}). "
+                "Save the model again just after fit, with its parameters unchanged."
+            ) from error
+
+    @classmethod
+    def _restored(cls, artifact: Artifact) -> Self:
+        about = artifact.metadata
+        arrays = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
+        model = cls(**{name: decode_parameter(value) for name, value in about["params"].items()})
+        labels = [decode_label(label) for label in about["classes"]]
+        model.classes_ = np.array(labels, dtype=about["labels"])
+        model.share_, model.temperature_ = arrays["share"], float(about["temperature"])
+        model.n_channels_, model.length_range_ = int(about["n_channels"]), tuple(about["length_range"])
+        if about["n_features_in"] is not None:
+            model.n_features_in_ = int(about["n_features_in"])
+        model.history_, model.fit_report_ = History.from_json(about["history"]), dict(about["fit_report"])
+        model.validation_ = about["validation"]
+        model.tokeniser_, model.readout_, model.modules_ = None, None, []
+        if parts := _below(arrays, "tokeniser."):
+            model.tokeniser_, model.means_ = Tokeniser.from_arrays(parts), _below(arrays, "means.")
+        if parts := _below(arrays, "readout."):
+            model.readout_ = Readout.from_arrays(parts)
+        n_members = len({name.split(".")[1] for name in arrays if name.startswith("module.")})
+        for member in range(n_members):
+            weights = _below(artifact.tensors, f"module.{member}.")
+            with torch.random.fork_rng(devices=[]):
+                features = weights["shape_content.weight"].shape[1]
+                module = model._network(model._facts(member, features))
+            module.load_state_dict(weights)
+            model.modules_.append(module.to(resolve_device(model.device)).eval())
+        return model
+
+
+def _below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
