@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from seqattn.classify import VSFormerClassifier
     from seqattn.data.catalog import load_dataset
     from seqattn.data.sequences import Sequences
     from seqattn.hawkes import SAHP, EmpiricalMarkov, ExponentialHawkes, PoissonProcess, RenewalProcess
@@ -45,6 +46,7 @@ __all__ = [
     "PoissonProcess",
     "RenewalProcess",
     "Sequences",
+    "VSFormerClassifier",
     "__version__",
     "load",
     "load_dataset",

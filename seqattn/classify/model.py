@@ -246,7 +246,8 @@ class VSFormer(nn.Module):
         span = torch.cat([batch.shape_span, self.interval_span.expand(cases, -1, -1)], dim=1)
         told = self.told[:, None].expand(cases, -1, 1)
         is_value = (torch.arange(self.n_tokens, device=span.device) >= self.n_shapes).long()
-        fixed = self.channels(self.channel) + self.kind[is_value] + self.classes(self.label)
+        kind = cast(Tensor, self.kind)[is_value]
+        fixed = self.channels(self.channel) + kind + self.classes(self.label)
         return torch.cat(content, dim=1) + self.where(torch.cat([span, told], dim=-1)) + fixed
 
     def _attended(
