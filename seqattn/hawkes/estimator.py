@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from seqattn.attention import Dense
+from seqattn.attention import Dense, Segments
 from seqattn.attention.check import check_promises
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
@@ -462,7 +462,7 @@ class SAHP(CallbackSupport, PointProcess):
 
 def _check_pattern(pattern: Pattern) -> None:
     """Refuse a pattern whose states would see later events, or that labels the tokens of one batch."""
-    if pattern.has_labels:
+    if isinstance(pattern, Segments):
         raise ParameterError(
             f"The pattern {pattern.name!r} holds a label for each token of one batch, so an estimator cannot use it. "
             "Use local, blocked, dilated or routing."
