@@ -190,7 +190,7 @@ class Predicting(Parameters):
         found = np.zeros((len(tokens), len(self.classes_)))
         if self.readout_ is not None:
             found += self.blend_[0] * self.readout_.outputs(tokens.families)
-        for member in range(len(self.modules_)):
+        for member in range(len(self.modules_) if self.blend_[1] else 0):
             found += self._member_weight() * self._member_logits(tokens, member)
         return found
 

@@ -24,7 +24,7 @@ KINDS = ("dilated", "motif")
 _STATISTICS = 3
 # Most channels of a shape that only the readout sees, and how many share their windows.
 _MOST_CHANNELS = 9
-_TOGETHER = 16
+_TOGETHER = 64
 # The readout solves an equation of this size at most, and holds this many numbers at most.
 _LARGEST_SYSTEM = 3000
 _MOST_NUMBERS = 2**25
