@@ -180,8 +180,8 @@ class DilatedShapes:
         Returns
         -------
         statistics
-            ``(cases, shapes, 3)``: smallest distance, relative place of that window among all, share of windows nearer
-            than the threshold; NaN where no window has half of its points.
+            ``(cases, shapes, 3)``: smallest distance, relative place of that window among all, share of the windows that
+            have half of their points that are nearer than the threshold; NaN where there is none.
         start
             First point of the nearest window, ``(cases, shapes)``.
         """
@@ -189,7 +189,7 @@ class DilatedShapes:
         start = np.zeros((len(series), len(self)), dtype=np.int64)
         for group in self._groups() if len(self) else ():
             n_windows = max(series.values.shape[-1] - (self.points - 1) * int(self.dilation[group[0]]), 1)
-            numbers = self.points * len(self._own_channels(group[0])) + len(group)
+            numbers = self.points * len(self._own_channels(int(group[0]))) + len(group)
             at_once = max(_BLOCK // (n_windows * numbers), 1)
             for first in range(0, len(series), at_once):
                 rows = np.arange(first, min(first + at_once, len(series)))
@@ -247,14 +247,15 @@ class DilatedShapes:
 
     def _nearest(self, series: Series, rows: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return statistics and starts of some cases for the shapes of a group."""
-        windows, is_there, counts = self._windows(series, rows, group[0])
+        windows, is_there, counts = self._windows(series, rows, int(group[0]))
         distances = _mean_squares(windows, self._flat_patterns(group).T)
         if is_there is not None:
             distances.masked_fill_(~is_there[..., None], torch.inf)
         nearest, start = distances.min(dim=1)
-        near = (distances < torch.from_numpy(self.threshold[group])).sum(dim=1) / counts[:, None]
-        place = start / (counts[:, None] - 1).clamp(min=1)
-        found = torch.stack([nearest, place.to(nearest.dtype), near.to(nearest.dtype)], dim=-1)
+        n_there = counts if is_there is None else is_there.sum(dim=1).clamp(min=1)
+        near = (distances < torch.from_numpy(self.threshold[group])).sum(dim=1) / n_there[:, None].double()
+        place = start / (counts[:, None] - 1).clamp(min=1).double()
+        found = torch.stack([nearest, place, near], dim=-1)
         found[torch.isinf(nearest)] = torch.nan
         return found.numpy(), start.numpy()
 
@@ -281,13 +282,13 @@ class DilatedShapes:
 
     def _flat_patterns(self, group: np.ndarray) -> Tensor:
         """Return the prototypes of a group as rows."""
-        return torch.from_numpy(self.patterns[group, : len(self._own_channels(group[0]))]).flatten(1)
+        return torch.from_numpy(self.patterns[group, : len(self._own_channels(int(group[0])))]).flatten(1)
 
     def _thresholds(self, series: Series, other: np.ndarray, share: np.ndarray) -> np.ndarray:
         """Return for each shape a quantile of the distances in another case."""
         found = np.zeros(len(self))
         for group in self._groups() if len(self) else ():
-            windows, is_there, counts = self._windows(series, other[group], group[0])
+            windows, is_there, counts = self._windows(series, other[group], int(group[0]))
             distances = _mean_squares(windows, self._flat_patterns(group)[..., None])[..., 0]
             if is_there is not None:
                 distances.masked_fill_(~is_there, torch.inf)
