@@ -16,7 +16,9 @@ def noise(seed: int, n_cases: int = 30, n_channels: int = 2, time: int = 40, n_c
     return Panel(values, np.arange(n_cases) % n_classes)
 
 
-def ragged(seed: int, lengths: list[int], n_channels: int = 3, gaps: float = 0.0, n_classes: int = 2) -> Panel:
+def ragged(
+    seed: int, lengths: list[int], n_channels: int = 3, gaps: float = 0.0, n_classes: int = 2
+) -> Panel:
     """Random walks of given lengths; a share of their points is missing, in runs and alone."""
     rng = np.random.default_rng(seed)
     cases = [np.cumsum(rng.normal(size=(n_channels, length)), axis=1) for length in lengths]
@@ -28,7 +30,9 @@ def ragged(seed: int, lengths: list[int], n_channels: int = 3, gaps: float = 0.0
     return Panel(cases, np.arange(len(lengths)) % n_classes)
 
 
-def with_pattern(seed: int, n_cases: int = 40, n_channels: int = 3, time: int = 100) -> tuple[Panel, np.ndarray]:
+def with_pattern(
+    seed: int, n_cases: int = 40, n_channels: int = 3, time: int = 100
+) -> tuple[Panel, np.ndarray]:
     """Noise; cases of the class "with" have 30 points of a pattern in channel 2. Also returns where each begins."""
     rng = np.random.default_rng(seed)
     values, starts = rng.normal(size=(n_cases, n_channels, time)), rng.integers(0, time - 30, n_cases)

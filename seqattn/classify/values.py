@@ -242,7 +242,9 @@ def information_gain(features: np.ndarray, labels: np.ndarray, rng: np.random.Ge
         chance += 1 - _conditional_entropy(bins, rng.permutation(labels), n_classes) / entropy
     chance /= _PERMUTATIONS
     rest = 1 - chance
-    return np.asarray(np.clip(np.divide(known - chance, rest, out=np.zeros_like(rest), where=rest > 0), 0.0, 1.0))
+    return np.asarray(
+        np.clip(np.divide(known - chance, rest, out=np.zeros_like(rest), where=rest > 0), 0.0, 1.0)
+    )
 
 
 def _binned(features: np.ndarray, n_bins: int) -> np.ndarray:

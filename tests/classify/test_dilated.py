@@ -31,7 +31,9 @@ def draw(panel: Panel, n_shapes: int = 40, seed: int = 0, **changes) -> tuple[Di
 def normed(points: np.ndarray) -> np.ndarray:
     """Return points of channels without level and spread; flat ones are 0."""
     spread = points.std(axis=1, keepdims=True)
-    return np.where(spread > 1e-4, (points - points.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-4), 0.0)
+    return np.where(
+        spread > 1e-4, (points - points.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-4), 0.0
+    )
 
 
 def windows(shapes: DilatedShapes, shape: int, series: Series, case: int) -> list[tuple[np.ndarray, bool]]:
@@ -92,7 +94,9 @@ def test_thresholds_lie_between_two_distances_in_another_case_of_the_class(name)
             ordered = np.sort(apart[is_there])
             ranks = {int(share * (len(ordered) - 1)) for share in np.linspace(0.05, 0.1, 100)}
             candidates += [
-                (ordered[rank] + ordered[min(rank + 1, len(ordered) - 1)]) / 2 for rank in ranks if len(ordered)
+                (ordered[rank] + ordered[min(rank + 1, len(ordered) - 1)]) / 2
+                for rank in ranks
+                if len(ordered)
             ] or [np.inf]
         found = shapes.threshold[shape]
         assert any(found == one or abs(found - one) <= STEP for one in candidates)
@@ -140,7 +144,9 @@ def test_tokens_hold_the_points_and_the_span_of_the_nearest_window(name):
             first, span = start[case, shape], (shapes.points - 1) * shapes.dilation[shape] + 1
             places = np.minimum(first + np.arange(shapes.points) * shapes.dilation[shape], length - 1)
             channel = shapes.channels[shape, 0]
-            assert matches.spans[case, shape] == pytest.approx([first / length, min(first + span, length) / length])
+            assert matches.spans[case, shape] == pytest.approx(
+                [first / length, min(first + span, length) / length]
+            )
             there = series.observed[case, channel, places].mean() * min(length / span, 1.0)
             assert matches.observed[case, shape] == pytest.approx(there)
             points = series.values[case, channel, places] if there else np.zeros(shapes.points)
@@ -174,7 +180,9 @@ def test_the_seed_decides_and_nothing_else():
 def test_shapes_come_back_from_their_arrays():
     shapes, series = draw(SETS["gappy"], most_channels=2)
     again = DilatedShapes.from_arrays(shapes.to_arrays())
-    for one, other in zip(vars(shapes.match(series)).values(), vars(again.match(series)).values(), strict=True):
+    for one, other in zip(
+        vars(shapes.match(series)).values(), vars(again.match(series)).values(), strict=True
+    ):
         assert np.array_equal(one, other)
 
 
@@ -252,7 +260,9 @@ def test_a_class_of_one_case_and_one_class_alone_have_no_priors():
     prior, inside, _ = shape_prior(distances, np.array([0, 1, 1, 1]), np.array([0, 0]), np.array([0, 0]))
     assert not prior.any()
     assert np.isnan(inside).all()
-    prior, _, outside = shape_prior(distances, np.zeros(4, dtype=np.int64), np.zeros(2, dtype=np.int64), np.array([0, 1]))
+    prior, _, outside = shape_prior(
+        distances, np.zeros(4, dtype=np.int64), np.zeros(2, dtype=np.int64), np.array([0, 1])
+    )
     assert not prior.any()
     assert np.isnan(outside).all()
 

@@ -22,7 +22,7 @@ QUICK = {
     "readout_shapes": 64,
     "d_model": 16,
     "n_heads": 2,
-    "epochs": 6,
+    "epochs": 2,
     "batch_size": 16,
     "random_state": 0,
     "device": "cpu",
@@ -68,7 +68,9 @@ def test_missing_points_at_the_end_move_no_explanation(way):
 
 
 def test_a_panel_that_is_padded_is_learnt_like_shorter_series():
-    padded = Panel([np.pad(case, ((0, 0), (0, 30)), constant_values=np.nan) for case in RAGGED.series], RAGGED.labels)
+    padded = Panel(
+        [np.pad(case, ((0, 0), (0, 30)), constant_values=np.nan) for case in RAGGED.series], RAGGED.labels
+    )
     plain, found = (VSFormerClassifier(**QUICK).fit(panel) for panel in (RAGGED, padded))
     assert found.fit_report_["learnt"] == plain.fit_report_["learnt"]
     assert np.array_equal(found.predict_proba(padded), plain.predict_proba(RAGGED))
@@ -196,9 +198,8 @@ def test_the_table_of_shapes_tells_where_they_come_from(way):
     model = VSFormerClassifier(**{**QUICK, **WAYS[way]}).fit(RAGGED)
     table, longest = model.shapes_, max(RAGGED.lengths)
     tokeniser = model.tokeniser_
-    assert table.columns == [
-        *("id", "class", "channel", "is_difference", "source", "start", "end", "prior", "inside", "outside", "weight")
-    ]
+    names = "id class channel is_difference source start end prior inside outside weight"
+    assert table.columns == names.split()
     assert table.height == len(tokeniser.shapes) > 0
     assert set(table["class"]) <= {0, 1}
     assert table["channel"].is_between(0, 2).all()
@@ -212,20 +213,14 @@ def test_the_table_of_shapes_tells_where_they_come_from(way):
 
 
 def test_the_table_of_intervals_names_the_level():
-    panel = with_level(0, n_cases=100)
-    model = VSFormerClassifier(**QUICK).fit(panel)
+    panel = with_level(0, n_cases=300, height=0.6)
+    model = VSFormerClassifier(**{**QUICK, "epochs": 1, "derivatives": False}).fit(panel)
     table = model.intervals_
     best = table.row(0, named=True)
     assert (best["channel"], best["is_difference"], best["start"], best["end"]) == (1, False, 0.25, 0.5)
-    assert best["gain_mean"] == best["prior"] > 0.8
+    assert best["gain_mean"] == best["prior"] > 0.4
     assert table["is_token"].sum() == 16
     assert table["weight"].is_nan().sum() == table.height - 16
     assert table["prior"].to_list() == sorted(table["prior"], reverse=True)
-    assert (table["prior"] == table.select(pl_max()).to_series()).all()
-
-
-def pl_max():
-    """Return the largest gain of each row."""
-    import polars as pl
-
-    return pl.max_horizontal("gain_mean", "gain_deviation", "gain_slope")
+    gains = table.select("gain_mean", "gain_deviation", "gain_slope").to_numpy()
+    assert np.array_equal(table["prior"].to_numpy(), gains.max(axis=1))

@@ -28,7 +28,9 @@ SETTINGS = {
 }
 
 
-def make(n_shapes: int = 5, n_values: int = 4, seed: int = 0, n_classes: int = CLASSES, **changes) -> VSFormer:
+def make(
+    n_shapes: int = 5, n_values: int = 4, seed: int = 0, n_classes: int = CLASSES, **changes
+) -> VSFormer:
     """Return a network in double precision whose decision has learnt something."""
     n_tokens = n_shapes + n_values
     with torch.random.fork_rng(devices=[]):
@@ -48,7 +50,9 @@ def make(n_shapes: int = 5, n_values: int = 4, seed: int = 0, n_classes: int = C
     return model
 
 
-def batch_of(n_shapes: int = 5, n_values: int = 4, cases: int = 3, seed: int = 1, missing: float = 0.0) -> CaseBatch:
+def batch_of(
+    n_shapes: int = 5, n_values: int = 4, cases: int = 3, seed: int = 1, missing: float = 0.0
+) -> CaseBatch:
     """Return random tokens; a share of them is missing."""
     draws = torch.Generator().manual_seed(seed)
 
@@ -79,7 +83,9 @@ def embedded(model: VSFormer, batch: CaseBatch, case: int, token: int) -> torch.
     return content + where + fixed + model.kind[0 if is_shape else 1]
 
 
-def weights_by_hand(model: VSFormer, scores: torch.Tensor, prior: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+def weights_by_hand(
+    model: VSFormer, scores: torch.Tensor, prior: torch.Tensor, there: torch.Tensor
+) -> torch.Tensor:
     """Return attention weights of one head, of ``scores`` (queries, keys)."""
     pairs = prior[:, None] * prior[None]
     if model.form == "logit":
@@ -108,7 +114,8 @@ def encoded(model: VSFormer, batch: CaseBatch, floor: float = 0.05) -> torch.Ten
             prior = prior.clamp(min=floor) if model.form == "key" else prior
             there = batch.observed[case, list(group)]
             heads = [
-                weights_by_hand(model, q[:, head] @ k[:, head].T / q.shape[-1] ** 0.5, prior, there) @ v[:, head]
+                weights_by_hand(model, q[:, head] @ k[:, head].T / q.shape[-1] ** 0.5, prior, there)
+                @ v[:, head]
                 for head in range(2)
             ]
             x = x + block.attention.output(torch.cat(heads, dim=1))
@@ -129,7 +136,10 @@ def test_outputs_and_gradients_equal_a_loop(form, missing, fusion):
     found = model.encode(batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    parameters = [value for value in model.encoders.parameters()] + [model.shape_content.weight, model.where.weight]
+    parameters = [value for value in model.encoders.parameters()] + [
+        model.shape_content.weight,
+        model.where.weight,
+    ]
     given = torch.autograd.grad((found * direction).sum(), parameters)
     wanted = torch.autograd.grad((expected * direction).sum(), parameters)
     for one, other in zip(given, wanted, strict=True):
@@ -224,7 +234,9 @@ def test_the_strength_of_the_prior_can_be_learnt():
                 model.strength.copy_(at)
                 model.strength[head] += sign * step
             losses.append(model.loss(batch).total.item())
-        assert model.strength.grad[head].item() == pytest.approx((losses[0] - losses[1]) / (2 * step), abs=1e-6)
+        assert model.strength.grad[head].item() == pytest.approx(
+            (losses[0] - losses[1]) / (2 * step), abs=1e-6
+        )
     assert not make().strength.requires_grad
 
 

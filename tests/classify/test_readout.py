@@ -76,7 +76,10 @@ def test_shares_are_not_negative_and_no_others_do_better():
     weights *= 60 / weights.sum()
     found = Readout.fit([*families, np.random.default_rng(5).normal(size=(60, 9))], labels, 3, weights)
     assert (found.share >= 0).all()
-    parts = [Readout.fit([family], labels, 3, weights) for family in [*families, np.random.default_rng(5).normal(size=(60, 9))]]
+    parts = [
+        Readout.fit([family], labels, 3, weights)
+        for family in [*families, np.random.default_rng(5).normal(size=(60, 9))]
+    ]
     left_out = np.stack([part.left_out / part.share[0] for part in parts])
 
     def objective(share):
@@ -98,7 +101,9 @@ def test_classes_that_can_be_separated_are():
     found = Readout.fit(features, labels, 4)
     assert (found.left_out.argmax(axis=1) == labels).all()
     new = rng.integers(0, 4, 500)
-    outputs = found.outputs([np.eye(4)[new] * 3 + rng.normal(size=(500, 4)) * 0.1, rng.normal(size=(500, 200))])
+    outputs = found.outputs(
+        [np.eye(4)[new] * 3 + rng.normal(size=(500, 4)) * 0.1, rng.normal(size=(500, 200))]
+    )
     assert (outputs.argmax(axis=1) == new).all()
 
 
@@ -152,7 +157,9 @@ def test_units_of_features_and_order_of_cases_change_nothing():
     plain = Readout.fit(families, labels, 3)
     units = [10 ** np.random.default_rng(11).uniform(-3, 3, family.shape[1]) for family in families]
     scaled = [family * unit + 5 * unit for family, unit in zip(families, units, strict=True)]
-    np.testing.assert_allclose(Readout.fit(scaled, labels, 3).outputs(scaled), plain.outputs(families), atol=1e-6)
+    np.testing.assert_allclose(
+        Readout.fit(scaled, labels, 3).outputs(scaled), plain.outputs(families), atol=1e-6
+    )
     order = np.random.default_rng(12).permutation(60)
     turned = Readout.fit([family[order] for family in families], labels[order], 3)
     np.testing.assert_allclose(turned.left_out, plain.left_out[order], atol=1e-6)
@@ -176,9 +183,19 @@ def test_a_heavy_case_counts_like_its_copies():
     mean = np.average(features, axis=0, weights=weights)
     spread = features[rows].std(axis=0)
     # Left out one at a time a copy is still seen, so only the map at a given penalty is the same.
-    copied = ridge(features[rows], labels[rows], 3, np.full(len(rows), 30 / counts.sum()), spread, heavy.penalty[0], np.arange(len(rows)))
+    copied = ridge(
+        features[rows],
+        labels[rows],
+        3,
+        np.full(len(rows), 30 / counts.sum()),
+        spread,
+        heavy.penalty[0],
+        np.arange(len(rows)),
+    )
     np.testing.assert_allclose(mean, features[rows].mean(axis=0), atol=1e-9)
-    np.testing.assert_allclose(heavy.outputs(families), heavy.share * heavy.sharpness * copied(features), atol=1e-7)
+    np.testing.assert_allclose(
+        heavy.outputs(families), heavy.share * heavy.sharpness * copied(features), atol=1e-7
+    )
 
 
 def test_a_readout_comes_back_from_its_arrays():

@@ -14,7 +14,9 @@ NAN = np.nan
 
 def equal(left: Series, right: Series) -> bool:
     """Return whether two series are the same bit by bit."""
-    return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in vars(Series)["__match_args__"])
+    return all(
+        np.array_equal(getattr(left, name), getattr(right, name)) for name in vars(Series)["__match_args__"]
+    )
 
 
 def test_level_and_spread_are_those_of_all_finite_training_points():

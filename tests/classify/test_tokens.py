@@ -70,7 +70,9 @@ def test_test_data_leave_everything_that_is_learnt_as_it_is():
     rng = np.random.default_rng(2)
     others = {
         "permuted labels": Panel(test.series, rng.permutation(test.labels)),
-        "other values": Panel([case * 100 + rng.normal(size=case.shape) for case in test.series], test.labels),
+        "other values": Panel(
+            [case * 100 + rng.normal(size=case.shape) for case in test.series], test.labels
+        ),
         "fewer": test.select([3]),
     }
     for watch in others.values():
@@ -107,12 +109,15 @@ def test_tokens_for_the_choice_are_learnt_without_the_cases_that_are_held_out(wa
 
 def test_the_hash_tells_of_training_data_and_labels():
     train = with_level(0)
-    hashes = [VSFormerClassifier(**{**QUICK, "epochs": 1}).fit(X).fit_report_["learnt"] for X in (
-        train,
-        Panel(train.series, 1 - train.labels),
-        Panel([*train.series[:-1], train.series[-1] + 1e-6], train.labels),
-        train.select(range(39)),
-    )]
+    hashes = [
+        VSFormerClassifier(**{**QUICK, "epochs": 1}).fit(X).fit_report_["learnt"]
+        for X in (
+            train,
+            Panel(train.series, 1 - train.labels),
+            Panel([*train.series[:-1], train.series[-1] + 1e-6], train.labels),
+            train.select(range(39)),
+        )
+    ]
     assert len(set(hashes)) == 4
 
 
@@ -161,7 +166,9 @@ def test_defaults_stay_at_chance_on_labels_that_mean_nothing():
         y = np.random.default_rng(seed).permutation(X.labels)
         right = []
         for learned, judged in StratifiedKFold(2, shuffle=True, random_state=seed).split(y, y):
-            model = VSFormerClassifier(epochs=1, random_state=0, device="cpu").fit(X.select(learned), y[learned])
+            model = VSFormerClassifier(epochs=1, random_state=0, device="cpu").fit(
+                X.select(learned), y[learned]
+            )
             right.extend(model.predict(X.select(judged)) == y[judged])
         found.append(np.mean(right))
     assert is_at_chance(np.array(found))

@@ -43,7 +43,9 @@ def test_statistics_equal_a_fit_per_interval(lengths, gaps):
     assert raw.shape == (len(lengths), 3 * sum(PARTS), 3)
     for case, length in enumerate(lengths):
         length = int(series.lengths[case])
-        for row, (channel, parts, place) in enumerate(zip(found.channel, found.parts, found.place, strict=True)):
+        for row, (channel, parts, place) in enumerate(
+            zip(found.channel, found.parts, found.place, strict=True)
+        ):
             first, last = length * place // parts, length * (place + 1) // parts
             expected = by_polyfit(series, case, channel, first, last)
             np.testing.assert_allclose(raw[case, row], expected, atol=1e-9)
