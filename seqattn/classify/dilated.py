@@ -180,8 +180,8 @@ class DilatedShapes:
         Returns
         -------
         statistics
-            ``(cases, shapes, 3)``: smallest distance, relative place of that window among all, share of the windows that
-            have half of their points that are nearer than the threshold; NaN where there is none.
+            ``(cases, shapes, 3)``: smallest distance, relative place of that window among all, share of windows nearer
+            than the threshold. Windows with less than half of their points do not count; NaN where there is no other.
         start
             First point of the nearest window, ``(cases, shapes)``.
         """

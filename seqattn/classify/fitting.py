@@ -210,7 +210,8 @@ class Fitting(Explaining):
         if len(single) and len(self.classes_) > 1:
             warnings.warn(
                 f"{len(single)} of {len(self.classes_)} classes have one training case, for example "
-                f"{self.classes_.tolist()[single[0]]!r}: nothing tells what its cases share, so its shapes have no prior.",
+                f"{self.classes_.tolist()[single[0]]!r}: nothing tells what its cases share, so its shapes have no "
+                "prior.",
                 SeqattnWarning,
                 stacklevel=3,
             )

@@ -111,6 +111,19 @@ def test_what_cannot_be_explained_is_refused():
         model.explain(RAGGED, target=7)
 
 
+def test_labels_of_any_kind_are_told_as_they_were_given():
+    names = np.array(["down", "up"], dtype=object)[RAGGED.labels]
+    model = VSFormerClassifier(**QUICK).fit(list(RAGGED.series), names)
+    assert set(model.shapes_["class"]) == {"down", "up"}
+    assert set(model.explain(list(RAGGED.series), target="up").top(1)["target"]) == {"up"}
+
+
+def test_cases_that_never_change_are_explained_by_nothing():
+    still = Panel(np.ones((6, 2, 20)), np.arange(6) % 2)
+    found = VSFormerClassifier(**QUICK).fit(still).explain(still)
+    np.testing.assert_allclose(found.map, 0, atol=1e-9)
+
+
 # -- faithful --------------------------------------------------------------------------------------------------
 
 

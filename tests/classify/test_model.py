@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,10 +138,7 @@ def test_outputs_and_gradients_equal_a_loop(form, missing, fusion):
     found = model.encode(batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    parameters = [value for value in model.encoders.parameters()] + [
-        model.shape_content.weight,
-        model.where.weight,
-    ]
+    parameters = [*model.encoders.parameters(), model.shape_content.weight, model.where.weight]
     given = torch.autograd.grad((found * direction).sum(), parameters)
     wanted = torch.autograd.grad((expected * direction).sum(), parameters)
     for one, other in zip(given, wanted, strict=True):
@@ -289,7 +288,7 @@ def test_priors_stay_within_the_fused_kernel(missing, learn):
 
 MEMORY = """
 import resource, torch
-from classify_model import batch_of, make
+from classify.test_model import batch_of, make
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -311,11 +310,7 @@ print((peak() - before) / (8 * 4 * 2048**2 * 4))
 @pytest.mark.slow
 def test_scores_are_never_held_for_all_pairs(run_python):
     """Peak memory in units of one number per case, head, query and key."""
-    code = MEMORY.replace(
-        "from classify_model import",
-        f"import sys, importlib.util as u; s = u.spec_from_file_location('classify_model', {__file__!r}); "
-        "m = u.module_from_spec(s); sys.modules['classify_model'] = m; s.loader.exec_module(m)\nfrom classify_model import",
-    )
-    done = run_python(code)
+    folders = os.pathsep.join(str(Path(__file__).parents[up]) for up in (2, 1))
+    done = run_python(MEMORY, PYTHONPATH=folders)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) < 0.3
