@@ -14,7 +14,7 @@ from seqattn.classify.cases import case_batch
 from seqattn.classify.dilated import DilatedShapes
 from seqattn.classify.motifs import MotifShapes
 from seqattn.classify.predicting import Predicting
-from seqattn.classify.series import Series
+from seqattn.classify.series import Series, known_length
 from seqattn.classify.tokens import Tokens
 from seqattn.classify.values import STATISTICS
 from seqattn.errors import DataError
@@ -136,12 +136,11 @@ class Explanation:
         return pl.DataFrame([row for _, row in rows[:k]], infer_schema_length=None)
 
     def _row(self, piece: Pieces, case: int, place: int, share: float) -> dict[str, Any]:
-        length = self.series[case].shape[1]
-        start, end = piece.spans[case, place] * length
+        start, end = piece.spans[case, place] * known_length(self.series[case])
         own = piece.channels[place]
         return {
             "case": case,
-            "target": self.classes[self.target[case]].item(),
+            "target": self.classes.tolist()[self.target[case]],
             "kind": piece.kind,
             "number": int(piece.number[place]),
             "channels": own[own >= 0].tolist(),
@@ -157,14 +156,15 @@ class Explanation:
     def map(self) -> np.ndarray:
         """Contributions spread evenly over the points they lie on, ``(cases, channels, time)``; sums to ``difference``.
 
-        Times beyond the end of a case hold 0.
+        Times beyond the last known point of a case hold 0.
         """
         longest = max(values.shape[1] for values in self.series)
         found = np.zeros((len(self), len(self.series[0]), longest))
         for case, values in enumerate(self.series):
             for piece in self.pieces:
                 shares = piece.contribution[case, :, self.target[case]]
-                _spread(found[case], piece, piece.spans[case] * values.shape[1], shares, values.shape[1])
+                length = max(known_length(values), 1)
+                _spread(found[case, :, :length], piece, piece.spans[case] * length, shares, length)
         return found
 
 
@@ -232,7 +232,7 @@ class Explaining(Predicting):
         return pl.DataFrame(
             {
                 "id": np.arange(len(shapes)),
-                "class": [self.classes_[label].item() for label in shapes.label],
+                "class": [self.classes_.tolist()[label] for label in shapes.label],
                 "channel": shapes.channel % self.n_channels_,
                 "is_difference": shapes.channel >= self.n_channels_,
                 "source": shapes.source,

@@ -24,6 +24,7 @@ from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
 from seqattn.classify.predicting import LEAST_POINTS, PREDICTED_AT_ONCE
 from seqattn.classify.readout import Readout, stacked
+from seqattn.classify.series import known_length
 from seqattn.classify.tokens import KINDS, Recipe, Tokeniser, Tokens, generator
 from seqattn.data.panels import Panel
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
@@ -114,7 +115,7 @@ class Fitting(Explaining):
         self.fit_report_ = {"n_cases": len(panel), "n_classes": len(self.classes_)}
         if len(self.classes_) == 1:
             warnings.warn(
-                f"All labels are {self.classes_[0]!r}: every prediction will be that class.",
+                f"All labels are {self.classes_.tolist()[0]!r}: every prediction will be that class.",
                 SeqattnWarning,
                 stacklevel=2,
             )
@@ -160,6 +161,14 @@ class Fitting(Explaining):
                 raise ParameterError(
                     f"{name}={value!r} is not allowed. Give a number from {low} to below {high}."
                 )
+        if not 0 <= self.prior_strength < np.inf:
+            raise ParameterError(
+                f"prior_strength={self.prior_strength!r} is not allowed. Give a number, at least 0."
+            )
+        if not 0 < self.prior_floor <= 1:
+            raise ParameterError(
+                f"prior_floor={self.prior_floor!r} is not allowed. Give a number above 0, at most 1."
+            )
         for name in ("validation", "calibration"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not 0 < value < 1):
@@ -203,12 +212,13 @@ class Fitting(Explaining):
         if len(single) and len(self.classes_) > 1:
             warnings.warn(
                 f"{len(single)} of {len(self.classes_)} classes have one training case, for example "
-                f"{self.classes_[single[0]]!r}: nothing tells what its cases share, so its shapes have no prior.",
+                f"{self.classes_.tolist()[single[0]]!r}: nothing tells what its cases share, so its shapes have no "
+                "prior.",
                 SeqattnWarning,
                 stacklevel=3,
             )
         rows = np.flatnonzero(~empty)
-        keys = [case.tobytes() for case in panel.series]
+        keys = [case[:, : known_length(case)].tobytes() for case in panel.series]
         rows = np.array(sorted(rows.tolist(), key=lambda row: (keys[row], codes[row])))
         return panel.select(rows), codes[rows]
 
@@ -416,6 +426,12 @@ class Fitting(Explaining):
                 raise ParameterError(
                     f"class_weight names {unknown[0]!r}, which is no class. Classes: {self.classes_.tolist()}."
                 )
+            for label, weight in given.items():
+                if not 0 < weight < np.inf:
+                    raise ParameterError(
+                        f"class_weight gives class {label!r} the weight {weight!r}. Give a number above 0, or leave "
+                        "the cases of that class out."
+                    )
         by_class = compute_class_weight(given, classes=self.classes_, y=self.classes_[codes])
         weights = by_class[codes]
         return np.asarray(weights * len(codes) / weights.sum())

@@ -11,7 +11,7 @@ import numpy as np
 
 from seqattn.data.panels import Panel
 
-__all__ = ["Scaling", "Series"]
+__all__ = ["Scaling", "Series", "known_length"]
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,19 @@ class Scaling:
         max_length
             Points beyond which series are shortened, all by the same factor.
         """
-        longest = max(_end(case) for case in panel.series)
+        cases = [case[:, : known_length(case)] for case in panel.series]
+        longest = max(case.shape[1] for case in cases)
         factor = -(-longest // max_length)
         counts, sums = np.zeros(panel.n_channels), np.zeros(panel.n_channels)
         lowest, highest = np.full(panel.n_channels, np.inf), np.full(panel.n_channels, -np.inf)
-        for case in panel.series:
+        for case in cases:
             there = np.isfinite(case)
             counts += there.sum(1)
             sums += np.where(there, case, 0.0).sum(1)
             lowest = np.minimum(lowest, np.where(there, case, np.inf).min(1, initial=np.inf))
             highest = np.maximum(highest, np.where(there, case, -np.inf).max(1, initial=-np.inf))
         mean = sums / np.maximum(counts, 1)
-        squares = sum(np.nansum((case - mean[:, None]) ** 2, axis=1) for case in panel.series)
+        squares = sum(np.nansum((case - mean[:, None]) ** 2, axis=1) for case in cases)
         is_constant = ~(highest > lowest)
         spread = np.where(is_constant, 1.0, np.sqrt(squares / np.maximum(counts, 1)))
         return cls(mean, np.where(spread > 0, spread, 1.0), is_constant, factor, -(-longest // factor))
@@ -147,7 +148,7 @@ class Scaling:
         return Series(values, lengths, observed)
 
     def _shortened(self, case: np.ndarray) -> np.ndarray:
-        case = case[:, : _end(case)]
+        case = case[:, : known_length(case)]
         if self.factor == 1 or not case.size:
             return case
         starts = np.arange(0, case.shape[1], self.factor)
@@ -174,8 +175,14 @@ class Scaling:
         return cls(arrays["mean"], arrays["spread"], arrays["is_constant"].astype(bool), factor, length)
 
 
-def _end(case: np.ndarray) -> int:
-    """Return the length without missing points at the end."""
+def known_length(case: np.ndarray) -> int:
+    """Return the length of a case without the points at its end that are missing in all channels.
+
+    Parameters
+    ----------
+    case
+        Values ``(channels, time)``.
+    """
     there = np.flatnonzero(np.isfinite(case).any(axis=0))
     return int(there[-1]) + 1 if len(there) else 0
 
