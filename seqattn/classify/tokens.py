@@ -72,6 +72,17 @@ class Tokens:
         """Return the number of cases."""
         return len(self.share)
 
+    def select(self, rows: np.ndarray) -> Tokens:
+        """Return the tokens of some cases.
+
+        Parameters
+        ----------
+        rows
+            Their numbers.
+        """
+        families = tuple(part[rows] for part in self.families)
+        return Tokens(self.shape[rows], self.shape_span[rows], self.value[rows], self.share[rows], families)
+
     @property
     def observed(self) -> np.ndarray:
         """Which tokens are there, ``(cases, tokens)``."""
