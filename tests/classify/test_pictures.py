@@ -85,7 +85,7 @@ def test_shapes_are_drawn_on_the_nearest_case_in_its_own_level(decided, figures,
     assert decided.tokeniser_.shapes.is_normed.any()
     for axes in panels(figures[1]):
         under, shape = axes.lines
-        places = shape.get_xdata().astype(int)
+        places = np.minimum(shape.get_xdata().astype(int), 29)  # a longer shape goes on with the last value
         assert len(under.get_ydata()) == 30
         if decided.tokeniser_.shapes.is_normed[int(axes.get_title().split()[1].rstrip(","))]:
             found = under.get_ydata()[places]
