@@ -13,7 +13,8 @@ from seqattn.classify.shapes import shape_prior
 from seqattn.data.panels import Panel
 
 # Distances are rounded to steps of 2^-32.
-STEP = 2.0**-32
+# Each start adds 2^-36 to distances: 128 of them.
+STEP = 2.0**-29
 SETS = {
     "equal": ragged(0, [50] * 7, n_channels=3),
     "ragged": ragged(1, [50, 31, 74, 40, 12, 28, 5], n_channels=3),
