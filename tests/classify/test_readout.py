@@ -94,6 +94,14 @@ def test_shares_are_not_negative_and_no_others_do_better():
             assert objective(other) >= lowest - 1e-7
 
 
+def test_a_family_that_would_be_subtracted_is_left_out():
+    """Without the bound the share of the second family would be -0.08."""
+    rng, labels = np.random.default_rng(6), np.arange(30) % 3
+    families = [rng.normal(size=(30, size)) for size in (3, 20, 100)]
+    families[0] += np.eye(3)[labels] * 1.5
+    assert Readout.fit(families, labels, 3).share[1] == 0
+
+
 def test_classes_that_can_be_separated_are():
     rng = np.random.default_rng(7)
     labels = np.arange(40) % 4

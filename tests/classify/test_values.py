@@ -130,18 +130,14 @@ def test_what_separates_the_classes_takes_all_uncertainty_away(n_cases, n_classe
     np.testing.assert_allclose(gain, 1.0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("n_cases", "n_classes"), [(15, 3), (30, 6), (150, 26)])
-def test_noise_says_next_to_nothing(n_cases, n_classes):
-    """Without the correction for chance the means would be 0.16, 0.30 and 0.16."""
+@pytest.mark.parametrize(("n_cases", "n_classes", "most"), [(15, 3, 0.07), (30, 6, 0.04), (150, 26, 0.01)])
+def test_noise_says_next_to_nothing(n_cases, n_classes, most):
+    """Without the correction for chance the means would be 0.16, 0.30 and 0.16; what is left is the cut at 0."""
     rng = np.random.default_rng(2)
     labels = rng.permutation(np.arange(n_cases) % n_classes)
     gain = information_gain(rng.normal(size=(n_cases, 4000)), labels, rng)
-    # The expected gain is 0 before it is cut off at 0, so its mean is that of a positive part.
-    assert gain.mean() < 0.5 * LARGEST[n_cases]
-    assert np.median(gain) < LARGEST[n_cases]
-
-
-LARGEST = {15: 0.2, 30: 0.2, 150: 0.1}
+    assert gain.mean() < most
+    assert (gain == 0).mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_one_class_and_equal_values_say_nothing():
