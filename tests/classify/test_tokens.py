@@ -184,7 +184,7 @@ def test_tokens_of_training_cases_are_those_of_any_cases(name, shapes):
     assert_same(tokeniser(PANELS[name]), found)
     for case in range(len(PANELS[name])):
         alone = tokeniser(PANELS[name].select([case]))
-        assert np.array_equal(alone.shape[0], found.shape[case])
+        np.testing.assert_allclose(alone.shape[0], found.shape[case], rtol=0, atol=1e-9)
         assert np.array_equal(alone.value[0], found.value[case])
 
 
@@ -274,7 +274,7 @@ def test_channels_that_never_change_have_no_shapes_and_no_prior():
 
 def test_what_is_missing_in_a_case_has_the_training_mean_in_the_readout():
     panel = PANELS["equal"]
-    tokeniser, found = learn(panel, readout_shapes=1000)
+    tokeniser, found = learn(panel, readout_shapes=8000)
     empty = panel.series[0].copy()
     empty[1] = np.nan
     new = tokeniser(Panel([empty]))
