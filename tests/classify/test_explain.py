@@ -31,7 +31,7 @@ RAGGED = ragged(0, [40, 33, 52, 28, 47, 39, 61, 30, 44, 36, 50, 41], gaps=0.1)
 WAYS = {
     "defaults": {},
     "paper": {"shapes": "motif", "readout_shapes": 0, "derivatives": False},
-    "readout only": {"network_weight": 0},
+    "readout only": {"network_weight": 0, "readout_shapes": 600},
     "members": {"n_members": 2},
     "mean": {"head": "mean", "fusion": "joint"},
     "shortened": {"max_length": 25},
@@ -76,9 +76,26 @@ def test_a_panel_that_is_padded_is_learnt_like_shorter_series():
     assert np.array_equal(found.predict_proba(padded), plain.predict_proba(RAGGED))
 
 
+def test_pieces_lie_in_the_channels_and_spans_of_their_tokens():
+    model = VSFormerClassifier(**QUICK, n_members=2).fit(RAGGED)
+    tokens, tables = model.tokenise(RAGGED), {"shape": model.shapes_, "value": model.intervals_}
+    pieces = [piece for piece in model.explain(RAGGED).pieces if piece.kind in tables]
+    assert [piece.kind for piece in pieces] == ["shape", "value"] * 2
+    assert set(pieces[0].number).isdisjoint(pieces[2].number)
+    for piece in pieces:
+        rows = tables[piece.kind][piece.number]
+        assert piece.channels[:, 0].tolist() == rows["channel"].to_list()
+        assert piece.is_difference.tolist() == rows["is_difference"].to_list()
+        if piece.kind == "shape":
+            assert np.array_equal(piece.spans, tokens.shape_span[:, piece.number])
+        else:
+            assert np.array_equal(piece.spans[3], rows.select("start", "end").to_numpy())
+
+
 def test_the_map_is_the_sum_over_pieces_point_by_point():
-    model = VSFormerClassifier(**QUICK).fit(RAGGED)
+    model = VSFormerClassifier(**{**QUICK, "readout_shapes": 600}).fit(RAGGED)
     found = model.explain(RAGGED)
+    assert max((piece.channels >= 0).sum(axis=1).max() for piece in found.pieces) > 1
     for case in (0, 3):
         length = RAGGED.series[case].shape[1]
         expected = np.zeros(found.map.shape[1:])
