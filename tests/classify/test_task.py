@@ -141,15 +141,15 @@ def test_a_model_of_epochs_is_told_of_development_data_checkpoint_and_observers(
     class Epochs:
         validation = 0.2
 
-        def fit(self, X, y, *, validation=None, checkpoint=None, observers=()):
-            self.told = (len(X), y.tolist(), validation, checkpoint, observers)
+        def fit(self, X, y, *, validation=None, checkpoint=None, observers=(), watch=None):
+            self.told = (len(X), y.tolist(), validation, checkpoint, observers, watch)
             return self
 
     labels, dev, observer = parts["train"].labels.tolist(), parts["test"], Afterwards(lambda: None)
-    model = task.fit(Epochs(), parts["train"], dev, checkpoint=tmp_path, observers=[observer])
-    assert model.told == (30, labels, dev, tmp_path, [observer])
+    model = task.fit(Epochs(), parts["train"], dev, checkpoint=tmp_path, observers=[observer], watch=dev)
+    assert model.told == (30, labels, dev, tmp_path, [observer], dev)
     model.validation = None
-    assert task.fit(model, parts["train"], dev).told == (30, labels, None, None, ())
+    assert task.fit(model, parts["train"], dev).told == (30, labels, None, None, (), None)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------

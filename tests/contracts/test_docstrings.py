@@ -130,8 +130,18 @@ def public_names(module: Any) -> Iterator[Documented]:
             )
 
 
+def explains(cls: type) -> bool:
+    """Tell whether a class, or one made from it that has no constructor of its own, explains its parameters."""
+    is_said = bool(entries(sections(cls.__doc__ or "").get("Parameters", [])))
+    heirs = (heir for heir in cls.__subclasses__() if "__init__" not in vars(heir))
+    return is_said or any(map(explains, heirs))
+
+
 def names_of_class(cls: type) -> Iterator[tuple[str, str, dict[str, inspect.Parameter]]]:
     is_built = "__init__" in vars(cls) or "__dataclass_fields__" in vars(cls)
+    # A chapter of an estimator may hold the constructor that the estimator explains.
+    is_said = bool(entries(sections(cls.__doc__ or "").get("Parameters", [])))
+    is_built = is_said or (is_built and not explains(cls))
     is_protocol = getattr(cls, "_is_protocol", False)
     yield "", cls.__doc__ or "", own_parameters(cls) if is_built and not is_protocol else {}
     for name, function in public_methods(cls):
