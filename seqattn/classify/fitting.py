@@ -22,10 +22,10 @@ from seqattn.classify.explain import Explaining
 from seqattn.classify.folds import cut
 from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
-from seqattn.classify.predicting import LEAST_POINTS, PREDICTED_AT_ONCE
+from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
 from seqattn.classify.readout import Readout
 from seqattn.classify.tokens import KINDS, Recipe, Tokeniser, Tokens, generator
-from seqattn.data.panels import Panel
+from seqattn.data.panels import Panel, row_length
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 from seqattn.train.callbacks import Progress
 from seqattn.train.history import History
@@ -175,10 +175,12 @@ class Fitting(Explaining):
         if panel.labels is None:
             raise DataError("There are no labels to learn from. Give y, one label per case.")
         check_classification_targets(panel.labels)
-        panel.check_lengths(LEAST_POINTS if panel.n_channels > 1 else min(LEAST_POINTS, 2))
+        n_features = None if isinstance(X, Panel | str | Path) else row_length(X)
+        panel.check_lengths(LEAST_POINTS if n_features is None else LEAST_COLUMNS)
+        panel = panel.trimmed()
         self.__dict__.pop("n_features_in_", None)
-        if getattr(X, "ndim", 3) == 2:
-            self.n_features_in_ = int(np.shape(X)[1])
+        if n_features is not None:
+            self.n_features_in_ = n_features
         self.n_channels_ = panel.n_channels
         self.length_range_ = (int(panel.lengths.min()), int(panel.lengths.max()))
         return panel
