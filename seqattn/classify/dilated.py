@@ -189,7 +189,7 @@ class DilatedShapes:
         start = np.zeros((len(series), len(self)), dtype=np.int64)
         for group in self._groups() if len(self) else ():
             n_windows = max(series.values.shape[-1] - (self.points - 1) * int(self.dilation[group[0]]), 1)
-            numbers = self.points * len(self._own_channels(group[0])) + len(group)
+            numbers = self.points * len(self._own_channels(int(group[0]))) + len(group)
             at_once = max(_BLOCK // (n_windows * numbers), 1)
             for first in range(0, len(series), at_once):
                 rows = np.arange(first, min(first + at_once, len(series)))
@@ -247,7 +247,7 @@ class DilatedShapes:
 
     def _nearest(self, series: Series, rows: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return statistics and starts of some cases for the shapes of a group."""
-        windows, is_there, counts = self._windows(series, rows, group[0])
+        windows, is_there, counts = self._windows(series, rows, int(group[0]))
         distances = _mean_squares(windows, self._flat_patterns(group).T)
         if is_there is not None:
             distances.masked_fill_(~is_there[..., None], torch.inf)
@@ -281,13 +281,13 @@ class DilatedShapes:
 
     def _flat_patterns(self, group: np.ndarray) -> Tensor:
         """Return the prototypes of a group as rows."""
-        return torch.from_numpy(self.patterns[group, : len(self._own_channels(group[0]))]).flatten(1)
+        return torch.from_numpy(self.patterns[group, : len(self._own_channels(int(group[0])))]).flatten(1)
 
     def _thresholds(self, series: Series, other: np.ndarray, share: np.ndarray) -> np.ndarray:
         """Return for each shape a quantile of the distances in another case."""
         found = np.zeros(len(self))
         for group in self._groups() if len(self) else ():
-            windows, is_there, counts = self._windows(series, other[group], group[0])
+            windows, is_there, counts = self._windows(series, other[group], int(group[0]))
             distances = _mean_squares(windows, self._flat_patterns(group)[..., None])[..., 0]
             if is_there is not None:
                 distances.masked_fill_(~is_there, torch.inf)

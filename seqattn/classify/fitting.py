@@ -22,6 +22,7 @@ from seqattn.classify.explain import Explaining
 from seqattn.classify.folds import cut
 from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
+from seqattn.classify.order import class_order, content_order, renumber
 from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
 from seqattn.classify.readout import Readout
 from seqattn.classify.tokens import KINDS, Recipe, Tokeniser, Tokens, generator
@@ -117,6 +118,7 @@ class Fitting(Explaining):
                 stacklevel=2,
             )
             return self
+        order, codes = self._renumbered(codes)
         held_out = None if validation is None else self._held_out(validation)
         if self.calibration is not None:
             self._calibrate(panel, codes, seed)
@@ -126,6 +128,7 @@ class Fitting(Explaining):
         watched = None if watch is None else self._held_out(watch)
         place = None if checkpoint is None else Path(checkpoint)
         self._learn(panel, codes, seed, epochs, held_out, observers, place, watched)
+        self._sort_classes(order)
         self.fit_report_ |= {"seconds": time.perf_counter() - began}
         return self
 
@@ -207,10 +210,27 @@ class Fitting(Explaining):
                 SeqattnWarning,
                 stacklevel=3,
             )
-        rows = np.flatnonzero(~empty)
-        keys = [case.tobytes() for case in panel.series]
-        rows = np.array(sorted(rows.tolist(), key=lambda row: (keys[row], codes[row])))
+        panel, codes = panel.select(~empty), codes[~empty]
+        gone = np.setdiff1d(np.arange(len(self.classes_)), codes)
+        if len(gone):
+            raise DataError(
+                f"No case of the class {self.classes_[gone[0]]!r} has a value. Leave the class out, or give it cases."
+            )
+        rows = content_order(panel, codes)
         return panel.select(rows), codes[rows]
+
+    def _renumbered(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the classes in the order of their first cases, and return that order and the cases' new codes."""
+        order = class_order(codes)
+        self.classes_ = self.classes_[order]
+        return order, np.argsort(order)[codes]
+
+    def _sort_classes(self, order: np.ndarray) -> None:
+        """Put the classes, and everything that was learnt of them, in sorted order again."""
+        back = np.argsort(order)
+        self.classes_ = self.classes_[back]
+        parts = (self._tokeniser(), self.readout_, self.modules_, self.means_)
+        self.tokeniser_, self.readout_ = renumber(back, *parts)
 
     def _held_out(self, given: Any) -> Panel:
         panel = Panel.of(given) if isinstance(given, Panel | str | Path) else Panel.of(*given)
