@@ -141,7 +141,7 @@ class Explanation:
         own = piece.channels[place]
         return {
             "case": case,
-            "target": self.classes[self.target[case]].item(),
+            "target": self.classes.tolist()[self.target[case]],
             "kind": piece.kind,
             "number": int(piece.number[place]),
             "channels": own[own >= 0].tolist(),
@@ -232,7 +232,7 @@ class Explaining(Predicting):
         return pl.DataFrame(
             {
                 "id": np.arange(len(shapes)),
-                "class": [self.classes_[label].item() for label in shapes.label],
+                "class": [self.classes_.tolist()[label] for label in shapes.label],
                 "channel": shapes.channel % self.n_channels_,
                 "is_difference": shapes.channel >= self.n_channels_,
                 "source": shapes.source,

@@ -32,6 +32,7 @@ from seqattn.train.callbacks import Progress
 from seqattn.train.history import History
 from seqattn.train.loop import Observer, fit_module
 from seqattn.train.settings import FitSettings
+from seqattn.train.threads import one_thread
 
 __all__ = ["Fitting"]
 
@@ -177,7 +178,7 @@ class Fitting(Explaining):
         panel = Panel.of(X) if y is None else Panel.of(X, _labels(y))
         if panel.labels is None:
             raise DataError("There are no labels to learn from. Give y, one label per case.")
-        check_classification_targets(panel.labels)
+        _check_kind(panel.labels)
         n_features = None if isinstance(X, Panel | str | Path) else row_length(X)
         panel.check_lengths(LEAST_POINTS if n_features is None else LEAST_COLUMNS)
         panel = panel.trimmed()
@@ -292,7 +293,8 @@ class Fitting(Explaining):
         weights = self._case_weights(codes)
         self.readout_ = None
         if self.readout_shapes:
-            self.readout_ = Readout.fit(tokens.families, codes, len(self.classes_), weights)
+            with one_thread():
+                self.readout_ = Readout.fit(tokens.families, codes, len(self.classes_), weights)
             left_out = softmax(self.readout_.left_out, axis=1)
             self.validation_ = {
                 **metrics(self.classes_[codes], self.classes_, left_out),
@@ -351,15 +353,16 @@ class Fitting(Explaining):
             "member": member,
             "params": {name: repr(value) for name, value in sorted(self.get_params(deep=False).items())},
         }
-        history = fit_module(
-            module,
-            lambda epoch: Cases.of(whole, size, generator(seed, f"batches {member} {epoch}")),
-            None if valid is None else lambda: Cases.of(valid, PREDICTED_AT_ONCE),
-            settings,
-            observers=observers,
-            checkpoint=checkpoint,
-            identity=identity,
-        )
+        with one_thread():
+            history = fit_module(
+                module,
+                lambda epoch: Cases.of(whole, size, generator(seed, f"batches {member} {epoch}")),
+                None if valid is None else lambda: Cases.of(valid, PREDICTED_AT_ONCE),
+                settings,
+                observers=observers,
+                checkpoint=checkpoint,
+                identity=identity,
+            )
         module.eval()
         return history
 
@@ -446,6 +449,13 @@ def _labels(y: Any) -> np.ndarray:
     """Return labels as one axis; a column is taken with scikit-learn's warning."""
     given = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
     return np.asarray(column_or_1d(given, warn=True))
+
+
+def _check_kind(labels: np.ndarray) -> None:
+    try:
+        check_classification_targets(labels)
+    except ValueError as error:
+        raise DataError(f"The labels y cannot be used. {error}") from None
 
 
 def _require_whole(name: str, value: Any, least: int) -> None:

@@ -23,6 +23,7 @@ from seqattn.train.artifact import Artifact, decode_label, encode_label, save_ar
 from seqattn.train.history import History
 from seqattn.train.parameters import decode_parameter, encode_parameters
 from seqattn.train.settings import resolve_device, resolve_precision
+from seqattn.train.threads import one_thread
 
 __all__ = ["LEAST_COLUMNS", "LEAST_POINTS", "PREDICTED_AT_ONCE", "Predicting"]
 
@@ -186,6 +187,7 @@ class Predicting(Parameters):
             raise DataError("There are no labels to compare with. Give y, one label per case.")
         return float(np.average(self.predict(X) == labels, weights=sample_weight))
 
+    @one_thread()
     @torch.inference_mode()
     def _logits(self, tokens: Tokens) -> np.ndarray:
         """Return the logits of cases before the temperature."""

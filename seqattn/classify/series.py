@@ -79,7 +79,9 @@ class Series:
         values, observed = weights.transpose(1, 2, 0)
         keys = np.zeros(len(self))
         for row, end in enumerate(self.lengths):
-            terms = values[:, :end] * self.values[row, :, :end] + observed[:, :end] * self.observed[row, :, :end]
+            terms = (
+                values[:, :end] * self.values[row, :, :end] + observed[:, :end] * self.observed[row, :, :end]
+            )
             keys[row] = terms.sum()
         return np.lexsort((np.zeros(len(self)) if labels is None else labels, keys))
 
