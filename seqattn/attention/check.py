@@ -64,7 +64,7 @@ def check_call(
     cross = cross or pattern.is_keyed
     _check_key_labels(pattern, k, q.shape[1])
     scale = _check_numbers(scale, dropout, need, q.shape[-1])
-    _check_promises(pattern, causal, cross)
+    check_promises(pattern, causal, cross)
     tensors = (q, k, v) if bias is None else (q, k, v, *bias.tensors())
     training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     problem = Problem(
@@ -90,7 +90,21 @@ def check_call(
     return problem
 
 
-def _check_promises(pattern: Pattern, causal: bool, cross: bool) -> None:
+def check_promises(pattern: Pattern, causal: bool, cross: bool) -> None:
+    """Refuse a pattern that has no causal form, or none for other keys than the queries, where that is wanted.
+
+    Parameters
+    ----------
+    pattern
+        The pattern.
+    causal, cross
+        What is wanted.
+
+    Raises
+    ------
+    ParameterError
+        It has no such form.
+    """
     for promise, name, is_wanted in (("causal", "causal=True", causal), ("cross", "other keys", cross)):
         if is_wanted and not getattr(pattern, promise):
             one = _unable(pattern, promise)

@@ -22,8 +22,8 @@ _FLAT = 1e-4
 # Numbers in one block of windows and distances. 512 prototypes in 1,422 cases of 3 x 182 points, CPU seconds of one
 # thread: 2^15 4.7, 2^17 2.9, 2^19 2.5, 2^21 3.6.
 _BLOCK = 2**19
-# Distances are rounded to this step, so that equal ones stay equal in whatever batch they were computed.
-_STEP = 2.0**-32
+# What each start adds to distances: far more than rounding, far less than what tells shapes apart.
+_STEP = 2.0**-36
 
 
 @dataclass(frozen=True)
@@ -248,13 +248,14 @@ class DilatedShapes:
     def _nearest(self, series: Series, rows: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return statistics and starts of some cases for the shapes of a group."""
         windows, is_there, counts = self._windows(series, rows, int(group[0]))
-        distances = _mean_squares(windows, self._flat_patterns(group).T)
-        if is_there is not None:
-            distances.masked_fill_(~is_there[..., None], torch.inf)
+        distances = _mean_squares(windows, self._flat_patterns(group).T, is_there)
         nearest, start = distances.min(dim=1)
-        near = (distances < torch.from_numpy(self.threshold[group])).sum(dim=1) / counts[:, None]
-        place = start / (counts[:, None] - 1).clamp(min=1)
-        found = torch.stack([nearest, place.to(nearest.dtype), near.to(nearest.dtype)], dim=-1)
+        near = (distances < torch.from_numpy(self.threshold[group])).sum(dim=1)
+        n_there = counts if is_there is None else is_there.sum(dim=1).clamp(min=1)
+        place = start.double() / (counts[:, None] - 1).clamp(min=1)
+        found = torch.stack(
+            [(nearest - start * _STEP).clamp(min=0), place, near.double() / n_there[:, None]], dim=-1
+        )
         found[torch.isinf(nearest)] = torch.nan
         return found.numpy(), start.numpy()
 
@@ -288,14 +289,12 @@ class DilatedShapes:
         found = np.zeros(len(self))
         for group in self._groups() if len(self) else ():
             windows, is_there, counts = self._windows(series, other[group], int(group[0]))
-            distances = _mean_squares(windows, self._flat_patterns(group)[..., None])[..., 0]
-            if is_there is not None:
-                distances.masked_fill_(~is_there, torch.inf)
-                counts = is_there.sum(dim=1)
+            distances = _mean_squares(windows, self._flat_patterns(group)[..., None], is_there)[..., 0]
+            counts = counts if is_there is None else is_there.sum(dim=1)
             ordered = distances.sort(dim=1).values
             last = (counts - 1).clamp(min=0)
             rank = (torch.from_numpy(share[group]) * last).long()
-            # Between two distances, so that no window of that case lies on the threshold.
+            # Between two distances, so that no window of that case lies on the threshold unless they are equal.
             around = torch.stack([rank, torch.minimum(rank + 1, last)], dim=1)
             found[group] = ordered.gather(1, around).mean(dim=1).numpy()
         return found
@@ -315,12 +314,20 @@ def _normed(windows: Tensor) -> Tensor:
     return torch.where(spread > _FLAT, centred / spread.clamp(min=_FLAT), 0.0)
 
 
-def _mean_squares(windows: Tensor, patterns: Tensor) -> Tensor:
-    """Return mean squared differences of windows ``(..., starts, points)`` and patterns ``(..., points, shapes)``."""
-    products = windows @ patterns * (-2 / windows.shape[-1])
-    products += windows.square().mean(-1, keepdim=True)
-    products += patterns.square().mean(-2, keepdim=True)
-    return products.div_(_STEP).round_().mul_(_STEP).clamp_(min=0)
+def _mean_squares(windows: Tensor, patterns: Tensor, is_there: Tensor | None) -> Tensor:
+    """Return mean squared differences of windows ``(cases, starts, numbers)`` and patterns ``(..., numbers, shapes)``.
+
+    In one product, in which squares are further numbers; infinite where no window is. Each start adds a little, so
+    that the first of equal windows is the nearest in whatever batch they are computed.
+    """
+    size = windows.shape[-1]
+    squares = windows.square().sum(-1, keepdim=True) / size
+    squares += torch.arange(windows.shape[-2], dtype=squares.dtype)[:, None] * _STEP
+    if is_there is not None:
+        squares = squares.masked_fill(~is_there[..., None], torch.inf)
+    longer = torch.cat([windows, squares, torch.ones_like(squares)], dim=-1)
+    above = patterns.square().sum(-2, keepdim=True) / size
+    return longer @ torch.cat([patterns * (-2 / size), torch.ones_like(above), above], dim=-2)
 
 
 def _others(labels: np.ndarray, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:

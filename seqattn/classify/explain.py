@@ -340,7 +340,7 @@ class Explaining(Predicting):
         groups: list[DilatedShapes | np.ndarray] = [*tokeniser.banks, *tokeniser.interval_families()]
         for number, (group, features) in enumerate(zip(groups, tokens.families, strict=True)):
             size = features.shape[1]
-            weights = self.readout_.weights[first : first + size]
+            weights = self.blend_[0] * self.readout_.weights[first : first + size]
             centred = features - self.means_["features"][first : first + size]
             # A shape and an interval have three features each.
             shares = np.einsum(

@@ -24,7 +24,7 @@ from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
 from seqattn.classify.order import class_order, content_order, renumber
 from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
-from seqattn.classify.readout import Readout
+from seqattn.classify.readout import Readout, stacked
 from seqattn.classify.tokens import KINDS, Recipe, Tokeniser, Tokens, generator
 from seqattn.data.panels import Panel, row_length
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
@@ -45,7 +45,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "head": ("flatten", "mean"),
 }
 # Fewest steps and epochs of a fit with epochs="auto".
-_STEPS, _EPOCHS = 600, 10
+_STEPS, _EPOCHS = 400, 10
+# Factors of the readout and of the networks where no case was left out, and to which few cases hold them.
+_USUAL_BLEND = (1.0, 0.3)
 _LEFT_OUT = "the linear readout alone, on training cases left out one at a time"
 _SHARPNESS = np.logspace(-1.5, 1.0, 101)
 
@@ -158,7 +160,7 @@ class Fitting(Explaining):
             raise ParameterError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}.")
         for name, low, high in (("dropout", 0, 1), ("label_smoothing", 0, 1), ("network_weight", 0, np.inf)):
             value = getattr(self, name)
-            if not low <= value < high:
+            if not ((value is None and name == "network_weight") or low <= value < high):
                 raise ParameterError(
                     f"{name}={value!r} is not allowed. Give a number from {low} to below {high}."
                 )
@@ -168,7 +170,7 @@ class Fitting(Explaining):
                 raise ParameterError(
                     f"{name}={value!r} is not allowed. Give a share between 0 and 1, or None."
                 )
-        if not self.readout_shapes and not self.network_weight:
+        if not self.readout_shapes and self.network_weight == 0:
             raise ParameterError("readout_shapes=0 and network_weight=0 leave nothing to predict with.")
 
     def _read(self, X: Any, y: Any) -> Panel:
@@ -301,25 +303,64 @@ class Fitting(Explaining):
                 "protocol": _LEFT_OUT,
             }
         self.fit_report_ |= self._tokeniser().report() | {"learnt": self._tokeniser().digest()}
-        self.modules_, self.history_ = [], History()
-        for member in range(self.n_members if self.network_weight else 0):
-            watching = [*observers, *([Progress()] if self.verbose else [])]
-            watcher = None if watched is None or member else _Watcher(self, watched)
-            place = checkpoint if checkpoint is None or not member else checkpoint.with_suffix(f".{member}")
+        self.modules_, self.history_, self.blend_ = [], History(), np.array([1.0, 0.0])
+        if self.network_weight != 0:
+            self._learn_networks(
+                tokens, codes, weights, (seed, epochs), held_out, observers, checkpoint, watched
+            )
+        self._remember_means(tokens)
+
+    @one_thread()
+    def _learn_networks(
+        self,
+        tokens: Tokens,
+        codes: np.ndarray,
+        weights: np.ndarray,
+        order: tuple[int, int],
+        held_out: Panel | None,
+        observers: Sequence[Observer],
+        checkpoint: Path | None,
+        watched: Panel | None,
+    ) -> None:
+        """Train the members, each without a part of the cases, and let these parts tell what the members are worth."""
+        seed, epochs = order
+        away = _parts(codes, self.n_members, generator(seed, "parts"))
+        left_out = np.full((len(codes), len(self.classes_)), np.nan)
+        watchers = [
+            _Watcher(self, watched, member) for member in range(self.n_members) if watched is not None
+        ]
+        for member in range(self.n_members):
+            some = np.flatnonzero(away != member)
             module = self._module(tokens, seed, member)
             self.modules_.append(module)
             history = self._train(
                 module,
-                (tokens, codes, weights),
+                (tokens.select(some), codes[some], weights[some]),
                 held_out,
                 (seed, member, epochs),
-                [*watching, *([watcher] if watcher else [])],
-                place,
+                [*observers, *([Progress()] if self.verbose else []), *watchers[member : member + 1]],
+                checkpoint if checkpoint is None or not member else checkpoint.with_suffix(f".{member}"),
             )
-            if watcher is not None:
-                watcher.write(history)
+            rest = np.flatnonzero(away == member)
+            if len(rest):
+                left_out[rest] = self._member_logits(tokens.select(rest), member)
             self.history_ = self.history_ if member else history
-        self._remember_means(tokens)
+        self.blend_ = self._blended(left_out, codes, weights)
+        self.fit_report_["blend"] = self.blend_.tolist()
+        if watched is not None:
+            _write_watched(self, watched, watchers)
+
+    def _blended(self, left_out: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the factors of the readout's logits and of the members' mean, from cases that neither has seen."""
+        if self.readout_ is None:
+            return np.array([0.0, 1.0])
+        if self.network_weight is not None:
+            return np.array([1.0, float(self.network_weight)])
+        rows = np.flatnonzero(np.isfinite(left_out[:, 0]))
+        if not len(rows):
+            return np.array(_USUAL_BLEND)
+        both = np.stack([self.readout_.left_out[rows], left_out[rows]])
+        return stacked(both, codes[rows], weights[rows], np.array(_USUAL_BLEND))
 
     def _train(
         self,
@@ -353,21 +394,20 @@ class Fitting(Explaining):
             "member": member,
             "params": {name: repr(value) for name, value in sorted(self.get_params(deep=False).items())},
         }
-        with one_thread():
-            history = fit_module(
-                module,
-                lambda epoch: Cases.of(whole, size, generator(seed, f"batches {member} {epoch}")),
-                None if valid is None else lambda: Cases.of(valid, PREDICTED_AT_ONCE),
-                settings,
-                observers=observers,
-                checkpoint=checkpoint,
-                identity=identity,
-            )
+        history = fit_module(
+            module,
+            lambda epoch: Cases.of(whole, size, generator(seed, f"batches {member} {epoch}")),
+            None if valid is None else lambda: Cases.of(valid, PREDICTED_AT_ONCE),
+            settings,
+            observers=observers,
+            checkpoint=checkpoint,
+            identity=identity,
+        )
         module.eval()
         return history
 
     def _recipe(self) -> Recipe:
-        own = self.n_members if self.shapes == "dilated" and self.network_weight else 1
+        own = self.n_members if self.shapes == "dilated" and self.network_weight != 0 else 1
         return Recipe(
             shapes=self.shapes,
             window_fractions=tuple(self.window_fractions),
@@ -416,33 +456,54 @@ class Fitting(Explaining):
 
 
 class _Watcher(Observer):
-    """Notes the accuracy on cases after each epoch; training goes on as if it were not there."""
+    """Notes what a member says of cases after each epoch; training goes on as if it were not there."""
 
-    def __init__(self, model: Fitting, panel: Panel) -> None:
-        self._model, self._labels = model, np.asarray(panel.labels)
+    def __init__(self, model: Fitting, panel: Panel, member: int) -> None:
+        self._model, self._member = model, member
         self._tokens: Tokens = model._tokeniser()(panel)
-        self._found: dict[int, dict[str, float]] = {}
+        self.logits: dict[int, np.ndarray] = {}
+        self.seconds: dict[int, float] = {}
 
     def begin(self, settings: FitSettings) -> None:
         """Do nothing."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Classify the cases as the model stands."""
-        began, module = time.perf_counter(), self._model.modules_[0]
+        """Take the logits as the member stands."""
+        began, module = time.perf_counter(), self._model.modules_[self._member]
         module.eval()
-        predicted = self._model.classes_[self._model._logits(self._tokens).argmax(axis=1)]
+        self.logits[record["epoch"]] = self._model._member_logits(self._tokens, self._member)
         module.train()
-        accuracy = float((predicted == self._labels).mean())
-        seconds = time.perf_counter() - began
-        self._found[record["epoch"]] = {"watched_accuracy": accuracy, "watched_seconds": seconds}
+        self.seconds[record["epoch"]] = time.perf_counter() - began
 
     def end(self, history: History) -> None:
         """Do nothing."""
 
-    def write(self, history: History) -> None:
-        """Add what was noted to the epochs' records."""
-        for record in history.records:
-            record.update(self._found.get(record["epoch"], {}))
+
+def _write_watched(model: Fitting, panel: Panel, watchers: Sequence[_Watcher]) -> None:
+    """Write the accuracy of all members together after each epoch into the history."""
+    labels, tokens = np.asarray(panel.labels), model._tokeniser()(panel)
+    readout = 0.0 if model.readout_ is None else model.blend_[0] * model.readout_.outputs(tokens.families)
+    for record in model.history_.records:
+        epoch = record["epoch"]
+        if not all(epoch in watcher.logits for watcher in watchers):
+            continue
+        networks = np.mean([watcher.logits[epoch] for watcher in watchers], axis=0)
+        predicted = model.classes_[(readout + model.blend_[1] * networks).argmax(axis=1)]
+        record["watched_accuracy"] = float((predicted == labels).mean())
+        record["watched_seconds"] = sum(watcher.seconds[epoch] for watcher in watchers)
+
+
+def _parts(codes: np.ndarray, n_members: int, rng: np.random.Generator) -> np.ndarray:
+    """Return which member does without each case, in equal parts of each class; -1 for none.
+
+    With one member, and of a class with one case, none is left out.
+    """
+    away = np.full(len(codes), -1)
+    for code in np.unique(codes) if n_members > 1 else ():
+        rows = rng.permutation(np.flatnonzero(codes == code))
+        if len(rows) > 1:
+            away[rows] = (np.arange(len(rows)) + rng.integers(n_members)) % n_members
+    return away
 
 
 def _labels(y: Any) -> np.ndarray:

@@ -153,6 +153,7 @@ class VSFormer(nn.Module):
 
     log_prior: Tensor
     prior: Tensor
+    told: Tensor
     interval_span: Tensor
     channel: Tensor
     label: Tensor

@@ -46,6 +46,7 @@ class Predicting(Parameters):
     modules_: list[VSFormer]
     means_: dict[str, np.ndarray]
     temperature_: float
+    blend_: np.ndarray
     history_: History
     fit_report_: dict[str, Any]
     validation_: dict[str, Any] | None
@@ -188,24 +189,29 @@ class Predicting(Parameters):
         return float(np.average(self.predict(X) == labels, weights=sample_weight))
 
     @one_thread()
-    @torch.inference_mode()
     def _logits(self, tokens: Tokens) -> np.ndarray:
         """Return the logits of cases before the temperature."""
         found = np.zeros((len(tokens), len(self.classes_)))
         if self.readout_ is not None:
-            found += self.readout_.outputs(tokens.families)
-        weight = self._member_weight()
-        for member, module in enumerate(self.modules_):
-            device = module.decision.weight.device
-            batch = case_batch(tokens, self._own_shapes(member), dtype=module.decision.weight.dtype)
-            logits = [module(batch.select(rows).to(device)) for rows in torch.arange(len(tokens)).split(256)]
-            found += weight * torch.cat(logits).double().cpu().numpy()
+            found += self.blend_[0] * self.readout_.outputs(tokens.families)
+        for member in range(len(self.modules_) if self.blend_[1] else 0):
+            found += self._member_weight() * self._member_logits(tokens, member)
         return found
 
+    @one_thread()
+    @torch.inference_mode()
+    def _member_logits(self, tokens: Tokens, member: int) -> np.ndarray:
+        """Return the logits of one network."""
+        module = self.modules_[member]
+        weight = module.decision.weight
+        batch = case_batch(tokens, self._own_shapes(member), dtype=weight.dtype)
+        rows = torch.arange(len(tokens)).split(256)
+        parts = [module(batch.select(some).to(weight.device)).double().cpu() for some in rows]
+        return np.asarray(torch.cat(parts).numpy())
+
     def _member_weight(self) -> float:
-        """Return the factor of one network's logits; without a readout they stand as they are."""
-        whole = float(self.network_weight) if self.readout_ is not None else 1.0
-        return whole / max(len(self.modules_), 1)
+        """Return the factor of one network's logits."""
+        return float(self.blend_[1]) / max(len(self.modules_), 1)
 
     def tokenise(self, X: Any) -> Tokens:
         """Return the tokens of cases.
@@ -236,7 +242,7 @@ class Predicting(Parameters):
             A parameter or label cannot be written as JSON.
         """
         check_is_fitted(self, "classes_")
-        arrays: dict[str, Any] = {"share": self.share_}
+        arrays: dict[str, Any] = {"share": self.share_, "blend": self.blend_}
         if self.tokeniser_ is not None:
             arrays |= {f"tokeniser.{name}": value for name, value in self.tokeniser_.to_arrays().items()}
             arrays |= {f"means.{name}": value for name, value in self.means_.items()}
@@ -275,7 +281,8 @@ class Predicting(Parameters):
         model = cls(**{name: decode_parameter(value) for name, value in about["params"].items()})
         labels = [decode_label(label) for label in about["classes"]]
         model.classes_ = np.array(labels, dtype=about["labels"])
-        model.share_, model.temperature_ = arrays["share"], float(about["temperature"])
+        model.share_, model.blend_ = arrays["share"], arrays["blend"]
+        model.temperature_ = float(about["temperature"])
         model.n_channels_, model.length_range_ = int(about["n_channels"]), tuple(about["length_range"])
         if about["n_features_in"] is not None:
             model.n_features_in_ = int(about["n_features_in"])

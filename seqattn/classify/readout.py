@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-__all__ = ["Readout"]
+__all__ = ["Readout", "stacked"]
 
 _PENALTIES = np.logspace(-3, 5, 17)
 _SHARPNESS = np.logspace(-1, 2.5, 50)
@@ -30,7 +30,7 @@ class Readout:
 
     with :math:`y_i` the one-hot class and :math:`u_i` the weight of a case, on standardised features. Penalty
     :math:`\lambda_f` and sharpness :math:`\tau_f` are those with the smallest log loss over training cases that are
-    left out one at a time, which has a closed form. The logits are :math:`\sum_f a_f z_f`; the weights
+    left out one at a time, which has a closed form; as much as one case more counts as being of no class in particular. The logits are :math:`\sum_f a_f z_f`; the weights
     :math:`a_f \ge 0` have the smallest log loss on the left-out outputs, and are held near equal ones by a penalty
     that counts as much as 0.3 cases. No training case is judged by a regression that has seen it.
 
@@ -86,7 +86,7 @@ class Readout:
             _regression(features.astype(np.float64), labels, n_classes, weights) for features in families
         ]
         left_out = np.stack([part.left_out for part in parts])
-        share = _shares(left_out, labels, weights)
+        share = stacked(left_out, labels, weights, np.full(len(parts), 1 / len(parts)))
         return cls(
             weights=np.concatenate([a * part.weights for a, part in zip(share, parts, strict=True)]),
             bias=np.asarray(sum(a * part.bias for a, part in zip(share, parts, strict=True))),
@@ -188,23 +188,49 @@ def _left_out(
 
 
 def _log_loss(outputs: np.ndarray, labels: np.ndarray, case_weights: np.ndarray) -> float:
+    """Return the mean log loss; as much as one case more is of no class in particular."""
     top = outputs.max(axis=1, keepdims=True)
     sums = np.log(np.exp(outputs - top).sum(axis=1)) + top[:, 0]
-    return float(np.average(sums - outputs[np.arange(len(labels)), labels], weights=case_weights))
+    share = 1 / (len(labels) + 1)
+    known = (1 - share) * outputs[np.arange(len(labels)), labels] + share * outputs.mean(axis=1)
+    return float(np.average(sums - known, weights=case_weights))
 
 
-def _shares(left_out: np.ndarray, labels: np.ndarray, case_weights: np.ndarray) -> np.ndarray:
-    """Return the weights of families with the smallest log loss on left-out outputs ``(families, cases, classes)``."""
-    n_families, n_cases, n_classes = left_out.shape
-    equal = 1 / n_families
-    targets = np.eye(n_classes)[labels]
+def _softened(targets: np.ndarray) -> np.ndarray:
+    """Return the targets of :func:`_log_loss`.
 
-    def loss(share: np.ndarray) -> tuple[float, np.ndarray]:
-        outputs = np.tensordot(share, left_out, 1)
-        wrong = (softmax(outputs, axis=1) - targets) * case_weights[:, None] / n_cases
-        held = _EQUALITY / n_cases * (share - equal)
-        value = _log_loss(outputs, labels, case_weights) + (held * (share - equal)).sum()
+    Otherwise a few dozen cases that are all right when left out would ask for probabilities of 0 and 1.
+    """
+    share = 1 / (len(targets) + 1)
+    return (1 - share) * targets + share / targets.shape[1]
+
+
+def stacked(
+    left_out: np.ndarray, labels: np.ndarray, case_weights: np.ndarray, usual: np.ndarray
+) -> np.ndarray:
+    r"""Return the factors with which several logits are added up for the smallest log loss.
+
+    .. math:: \arg\min_{a \ge 0} \sum_i u_i \, \mathrm{loss}\Bigl(\sum_f a_f z_{fi}, y_i\Bigr)
+        + 0.3 \, \lVert a - a_0 \rVert^2
+
+    Parameters
+    ----------
+    left_out
+        Logits of cases that their makers have not seen, ``(makers, cases, classes)``.
+    labels, case_weights
+        Class and weight of each case.
+    usual
+        :math:`a_0`.
+    """
+    n_cases, n_classes = left_out.shape[1:]
+    weights = case_weights / case_weights.sum()
+    targets = _softened(np.eye(n_classes)[labels])
+
+    def loss(factors: np.ndarray) -> tuple[float, np.ndarray]:
+        outputs = np.tensordot(factors, left_out, 1)
+        wrong = (softmax(outputs, axis=1) - targets) * weights[:, None]
+        held = _EQUALITY / n_cases * (factors - usual)
+        value = _log_loss(outputs, labels, weights) + (held * (factors - usual)).sum()
         return value, np.einsum("fnc,nc->f", left_out, wrong) + 2 * held
 
-    start = np.full(n_families, equal)
-    return np.asarray(minimize(loss, start, jac=True, bounds=[(0, None)] * n_families).x)
+    return np.asarray(minimize(loss, usual, jac=True, bounds=[(0, None)] * len(usual)).x)

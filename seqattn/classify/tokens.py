@@ -24,7 +24,7 @@ KINDS = ("dilated", "motif")
 _STATISTICS = 3
 # Most channels of a shape that only the readout sees, and how many share their windows.
 _MOST_CHANNELS = 9
-_TOGETHER = 16
+_TOGETHER = 64
 # The readout solves an equation of this size at most, and holds this many numbers at most.
 _LARGEST_SYSTEM = 3000
 _MOST_NUMBERS = 2**25
@@ -71,6 +71,17 @@ class Tokens:
     def __len__(self) -> int:
         """Return the number of cases."""
         return len(self.share)
+
+    def select(self, rows: np.ndarray) -> Tokens:
+        """Return the tokens of some cases.
+
+        Parameters
+        ----------
+        rows
+            Their numbers.
+        """
+        families = tuple(part[rows] for part in self.families)
+        return Tokens(self.shape[rows], self.shape_span[rows], self.value[rows], self.share[rows], families)
 
     @property
     def observed(self) -> np.ndarray:

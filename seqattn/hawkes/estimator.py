@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from seqattn.attention import Dense
+from seqattn.attention import Dense, Segments
+from seqattn.attention.check import check_promises
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
 from seqattn.data.batches import Batches, EventBatch, batches, pack
@@ -280,6 +281,7 @@ class SAHP(CallbackSupport, PointProcess):
         """
         seed = processes().first(lambda: int(check_random_state(self.random_state).randint(2**31 - 1)))
         settings = self._settings(seed)
+        _check_pattern(as_pattern(self.attention))
         train, held_out = self._split(self._read_training(X), validation, seed)
         self._warn_of_unseen(train)
         self.scale_ = mean_positive_gap(train)
@@ -456,6 +458,16 @@ class SAHP(CallbackSupport, PointProcess):
             for name, own in metadata["baselines"].items()
         }
         return model
+
+
+def _check_pattern(pattern: Pattern) -> None:
+    """Refuse a pattern whose states would see later events, or that labels the tokens of one batch."""
+    if isinstance(pattern, Segments):
+        raise ParameterError(
+            f"The pattern {pattern.name!r} holds a label for each token of one batch, so an estimator cannot use it. "
+            "Use local, blocked, dilated or routing."
+        )
+    check_promises(pattern, causal=True, cross=False)
 
 
 def _device_here(device: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""What may not change an answer of the classifier, and what must: forms of input, order, names, units, padding, seeds."""
+"""What may not change an answer of the classifier, and what must: form, order, names, units, padding, seeds."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from sklearn.base import clone
 
 import seqattn
 from seqattn import SAHP, Sequences
+from seqattn.attention import Segments
 from seqattn.errors import ArtifactError, DataError, ParameterError, SeqattnWarning
 from seqattn.hawkes.diagnose import plot_intensity
 
@@ -459,3 +460,15 @@ def test_quantile_levels_are_checked_and_kept_apart(fitted, held_out):
         fitted.predict(held_out, quantiles=(0.1, 0.1))
     with pytest.raises(ParameterError, match="between 0 and 1"):
         fitted.predict(held_out, quantiles=(1.0,))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("neighborhood(3)", "has no meaning with causal=True"),
+        (Segments(torch.zeros(3, dtype=torch.int64)), "label for each token"),
+    ],
+)
+def test_patterns_that_no_point_process_can_use_are_refused_before_data_are_read(pattern, text):
+    with pytest.raises(ParameterError, match=text):
+        SAHP(attention=pattern).fit("no such file.csv")
