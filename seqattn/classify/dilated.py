@@ -302,6 +302,8 @@ class DilatedShapes:
 
 def _channel_sets(channels: np.ndarray, n_sets: int, most: int, rng: np.random.Generator) -> np.ndarray:
     """Return random sets of channels, filled up with -1; the logarithm of their size is drawn evenly."""
+    if not len(channels):
+        return np.full((n_sets, 1), -1)
     sizes = np.floor(2 ** (rng.random(n_sets) * np.log2(most + 1))).astype(np.int64)
     sets = rng.permuted(np.broadcast_to(channels, (n_sets, len(channels))), axis=1)[:, :most]
     return np.where(np.arange(most) < sizes[:, None], sets, -1)

@@ -14,18 +14,18 @@ import torch
 from scipy.special import softmax
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
 
 from seqattn.classify.cases import Cases, case_batch
+from seqattn.classify.checking import check_parameters
 from seqattn.classify.explain import Explaining
 from seqattn.classify.folds import cut
 from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
 from seqattn.classify.order import class_order, content_order, renumber
 from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
+from seqattn.classify.reading import check_kind, labels_as_axis, with_values
 from seqattn.classify.readout import Readout, stacked
-from seqattn.classify.tokens import KINDS, Recipe, Tokeniser, Tokens, generator
+from seqattn.classify.tokens import Recipe, Tokeniser, Tokens, generator
 from seqattn.data.panels import Panel, row_length
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 from seqattn.train.callbacks import Progress
@@ -36,14 +36,6 @@ from seqattn.train.threads import one_thread
 
 __all__ = ["Fitting"]
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "shapes": KINDS,
-    "match": ("znorm", "raw"),
-    "tokens": ("both", "shape", "value"),
-    "prior": ("key", "logit", "none"),
-    "fusion": ("late", "joint"),
-    "head": ("flatten", "mean"),
-}
 # Fewest steps and epochs of a fit with epochs="auto".
 _STEPS, _EPOCHS = 400, 10
 # Factors of the readout and of the networks where no case was left out, and to which few cases hold them.
@@ -105,18 +97,18 @@ class Fitting(Explaining):
         SeqattnWarning
             There is one class only, a class has one case, or a case has no value at all.
         """
-        self._check_parameters()
+        check_parameters(self)
         began = time.perf_counter()
         panel = self._read(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         panel, codes = self._prepared(panel)
         self.temperature_ = 1.0
         self.tokeniser_, self.readout_, self.modules_, self.history_ = None, None, [], History()
-        self.validation_ = None
+        self.validation_, self.blend_ = None, np.array([1.0, 0.0])
         self.fit_report_ = {"n_cases": len(panel), "n_classes": len(self.classes_)}
         if len(self.classes_) == 1:
             warnings.warn(
-                f"All labels are {self.classes_[0]!r}: every prediction will be that class.",
+                f"All labels are {self.classes_.tolist()[0]!r}: every prediction will be that class.",
                 SeqattnWarning,
                 stacklevel=2,
             )
@@ -135,52 +127,16 @@ class Fitting(Explaining):
         self.fit_report_ |= {"seconds": time.perf_counter() - began}
         return self
 
-    def _check_parameters(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                words = " or ".join(map(repr, allowed))
-                raise ParameterError(f"{name}={value!r} is not allowed. Give {words}.")
-        for name in (
-            "shape_tokens",
-            "value_tokens",
-            "n_members",
-            "motifs_per_cell",
-            "max_length",
-            "profile_cap",
-        ):
-            _require_whole(name, getattr(self, name), 1)
-        _require_whole("readout_shapes", self.readout_shapes, 0)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) != "auto":
-                _require_whole(name, getattr(self, name), 1)
-        for name in ("d_model", "n_heads", "n_layers"):
-            _require_whole(name, getattr(self, name), 1)
-        if self.d_model % self.n_heads:
-            raise ParameterError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}.")
-        for name, low, high in (("dropout", 0, 1), ("label_smoothing", 0, 1), ("network_weight", 0, np.inf)):
-            value = getattr(self, name)
-            if not ((value is None and name == "network_weight") or low <= value < high):
-                raise ParameterError(
-                    f"{name}={value!r} is not allowed. Give a number from {low} to below {high}."
-                )
-        for name in ("validation", "calibration"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not 0 < value < 1):
-                raise ParameterError(
-                    f"{name}={value!r} is not allowed. Give a share between 0 and 1, or None."
-                )
-        if not self.readout_shapes and self.network_weight == 0:
-            raise ParameterError("readout_shapes=0 and network_weight=0 leave nothing to predict with.")
-
     def _read(self, X: Any, y: Any) -> Panel:
         """Return the training cases with their labels, and remember their form."""
         if y is None and not isinstance(X, Panel | str | Path):
-            raise ValueError("VSFormerClassifier requires y to be passed, but the target y is None.")
-        panel = Panel.of(X) if y is None else Panel.of(X, _labels(y))
+            raise DataError(
+                "VSFormerClassifier requires y to be passed, but the target y is None. Give y, one label per case."
+            )
+        panel = Panel.of(X) if y is None else Panel.of(X, labels_as_axis(y))
         if panel.labels is None:
             raise DataError("There are no labels to learn from. Give y, one label per case.")
-        _check_kind(panel.labels)
+        check_kind(panel.labels)
         n_features = None if isinstance(X, Panel | str | Path) else row_length(X)
         panel.check_lengths(LEAST_POINTS if n_features is None else LEAST_COLUMNS)
         panel = panel.trimmed()
@@ -195,30 +151,7 @@ class Fitting(Explaining):
         """Return the cases that can be learnt from, in an order that depends on their content, and codes."""
         self.classes_, codes = np.unique(np.asarray(panel.labels), return_inverse=True)
         self.share_ = np.bincount(codes) / len(codes)
-        empty = np.array([not np.isfinite(case).any() for case in panel.series])
-        if empty.all():
-            raise DataError("No case has a finite value. Check how missing values are written.")
-        if empty.any():
-            warnings.warn(
-                f"{empty.sum()} training cases have no value at all, the first is case {empty.argmax()}. They are "
-                "left out.",
-                SeqattnWarning,
-                stacklevel=3,
-            )
-        single = np.flatnonzero(np.bincount(codes) == 1)
-        if len(single) and len(self.classes_) > 1:
-            warnings.warn(
-                f"{len(single)} of {len(self.classes_)} classes have one training case, for example "
-                f"{self.classes_[single[0]]!r}: nothing tells what its cases share, so its shapes have no prior.",
-                SeqattnWarning,
-                stacklevel=3,
-            )
-        panel, codes = panel.select(~empty), codes[~empty]
-        gone = np.setdiff1d(np.arange(len(self.classes_)), codes)
-        if len(gone):
-            raise DataError(
-                f"No case of the class {self.classes_[gone[0]]!r} has a value. Leave the class out, or give it cases."
-            )
+        panel, codes = with_values(panel, codes, self.classes_)
         rows = content_order(panel, codes)
         return panel.select(rows), codes[rows]
 
@@ -504,24 +437,6 @@ def _parts(codes: np.ndarray, n_members: int, rng: np.random.Generator) -> np.nd
         if len(rows) > 1:
             away[rows] = (np.arange(len(rows)) + rng.integers(n_members)) % n_members
     return away
-
-
-def _labels(y: Any) -> np.ndarray:
-    """Return labels as one axis; a column is taken with scikit-learn's warning."""
-    given = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
-    return np.asarray(column_or_1d(given, warn=True))
-
-
-def _check_kind(labels: np.ndarray) -> None:
-    try:
-        check_classification_targets(labels)
-    except ValueError as error:
-        raise DataError(f"The labels y cannot be used. {error}") from None
-
-
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ParameterError(f"{name}={value!r} is not allowed. Give a whole number, at least {least}.")
 
 
 def _tell(text: str) -> None:

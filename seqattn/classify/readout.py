@@ -30,7 +30,8 @@ class Readout:
 
     with :math:`y_i` the one-hot class and :math:`u_i` the weight of a case, on standardised features. Penalty
     :math:`\lambda_f` and sharpness :math:`\tau_f` are those with the smallest log loss over training cases that are
-    left out one at a time, which has a closed form; as much as one case more counts as being of no class in particular. The logits are :math:`\sum_f a_f z_f`; the weights
+    left out one at a time, which has a closed form; as much as one case more counts as being of no
+    class in particular. The logits are :math:`\sum_f a_f z_f`; the weights
     :math:`a_f \ge 0` have the smallest log loss on the left-out outputs, and are held near equal ones by a penalty
     that counts as much as 0.3 cases. No training case is judged by a regression that has seen it.
 
@@ -233,4 +234,6 @@ def stacked(
         value = _log_loss(outputs, labels, weights) + (held * (factors - usual)).sum()
         return value, np.einsum("fnc,nc->f", left_out, wrong) + 2 * held
 
-    return np.asarray(minimize(loss, usual, jac=True, bounds=[(0, None)] * len(usual)).x)
+    # As exact as it goes: rounding errors may not decide after how many steps it ends.
+    bounds = [(0, None)] * len(usual)
+    return np.asarray(minimize(loss, usual, jac=True, bounds=bounds, tol=1e-14).x)

@@ -143,9 +143,13 @@ class Scaling:
             lowest = np.minimum(lowest, np.where(there, case, np.inf).min(1, initial=np.inf))
             highest = np.maximum(highest, np.where(there, case, -np.inf).max(1, initial=-np.inf))
         mean = sums / np.maximum(counts, 1)
-        squares = sum(np.nansum((case - mean[:, None]) ** 2, axis=1) for case in panel.series)
         is_constant = ~(highest > lowest)
-        spread = np.where(is_constant, 1.0, np.sqrt(squares / np.maximum(counts, 1)))
+        # A power of 2 near the range, so that no square is too large or small for a number and no bit changes.
+        unit = np.exp2(np.frexp(np.where(is_constant, 1.0, highest - lowest))[1])
+        squares = sum(
+            np.nansum(((case - mean[:, None]) / unit[:, None]) ** 2, axis=1) for case in panel.series
+        )
+        spread = np.where(is_constant, 1.0, unit * np.sqrt(squares / np.maximum(counts, 1)))
         return cls(mean, np.where(spread > 0, spread, 1.0), is_constant, factor, -(-longest // factor))
 
     def apply(self, panel: Panel) -> Series:

@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "shape_tokens": 12,
     "value_tokens": 12,
     "readout_shapes": 64,
+    "n_members": 1,
     "random_state": 0,
 }
 # The motifs of the paper, several networks, probabilities made to fit: every branch of a fit.
