@@ -33,8 +33,10 @@ $(VENV)/.plot: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[plot]'
 	@touch $@
 
-demo: $(VENV)/.plot ## Tune the main model on embedded real data: a table of figures and plots in runs/demo
+demo: $(VENV)/.plot ## Tune SAHP and fit the classifier on embedded real data: figures and plots in runs/demo*
 	$(BIN)/seqattn tune hawkes --trials $(TRIALS) --workers $(JOBS) --set epochs=12 --output runs/demo
+	$(BIN)/seqattn fit classify --output runs/demo-classify
+	$(BIN)/seqattn evaluate runs/demo-classify --output runs/demo-classify/test
 
 lint: $(VENV)/.dev ## Check style, format and import directions
 	$(BIN)/ruff check .

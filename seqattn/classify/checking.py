@@ -61,11 +61,15 @@ def check_parameters(model: Parameters) -> None:
 
 
 def _check_numbers(model: Parameters) -> None:
-    bounds = {"dropout": 1, "label_smoothing": 1, "network_weight": np.inf, "prior_strength": np.inf}
+    bounds = {"dropout": 1, "label_smoothing": 1, "network_weight": np.inf}
     for name, high in bounds.items():
         value = getattr(model, name)
         if not ((value is None and name == "network_weight") or (_is_number(value) and 0 <= value < high)):
             raise ParameterError(f"{name}={value!r} is not allowed. Give a number from 0 to below {high}.")
+    if not (_is_number(model.prior_strength) and 0 <= model.prior_strength < np.inf):
+        raise ParameterError(
+            f"prior_strength={model.prior_strength!r} is not allowed. Give a number, at least 0."
+        )
     if not (_is_number(model.prior_floor) and 0 < model.prior_floor <= 1):
         raise ParameterError(
             f"prior_floor={model.prior_floor!r} is not allowed. Give a number above 0, at most 1."

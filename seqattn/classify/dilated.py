@@ -181,7 +181,7 @@ class DilatedShapes:
         -------
         statistics
             ``(cases, shapes, 3)``: smallest distance, relative place of that window among all, share of windows nearer
-            than the threshold; NaN where no window has half of its points.
+            than the threshold. Windows with less than half of their points do not count; NaN where there is no other.
         start
             First point of the nearest window, ``(cases, shapes)``.
         """

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from seqattn.classify.cases import case_batch
 from seqattn.classify.dilated import DilatedShapes
 from seqattn.classify.motifs import MotifShapes
+from seqattn.classify.pictures import draw_explanation, draw_shapes, drawn
 from seqattn.classify.predicting import Predicting
-from seqattn.classify.series import Series
+from seqattn.classify.series import Series, known_length
+from seqattn.classify.shapes import Matches
 from seqattn.classify.tokens import Tokens
 from seqattn.classify.values import STATISTICS
-from seqattn.errors import DataError
+from seqattn.errors import DataError, suggest
 
 __all__ = ["Explaining", "Explanation"]
 
@@ -136,8 +140,7 @@ class Explanation:
         return pl.DataFrame([row for _, row in rows[:k]], infer_schema_length=None)
 
     def _row(self, piece: Pieces, case: int, place: int, share: float) -> dict[str, Any]:
-        length = self.series[case].shape[1]
-        start, end = piece.spans[case, place] * length
+        start, end = piece.spans[case, place] * known_length(self.series[case])
         own = piece.channels[place]
         return {
             "case": case,
@@ -157,14 +160,15 @@ class Explanation:
     def map(self) -> np.ndarray:
         """Contributions spread evenly over the points they lie on, ``(cases, channels, time)``; sums to ``difference``.
 
-        Times beyond the end of a case hold 0.
+        Times beyond the last known point of a case hold 0.
         """
         longest = max(values.shape[1] for values in self.series)
         found = np.zeros((len(self), len(self.series[0]), longest))
         for case, values in enumerate(self.series):
             for piece in self.pieces:
                 shares = piece.contribution[case, :, self.target[case]]
-                _spread(found[case], piece, piece.spans[case] * values.shape[1], shares, values.shape[1])
+                length = max(known_length(values), 1)
+                _spread(found[case, :, :length], piece, piece.spans[case] * length, shares, length)
         return found
 
 
@@ -180,6 +184,14 @@ def _spread(found: np.ndarray, piece: Pieces, spans: np.ndarray, shares: np.ndar
         np.add.at(steps, (piece.channels[own, place], first[own]), height[own])
         np.subtract.at(steps, (piece.channels[own, place], last[own]), height[own])
     found += np.cumsum(steps, axis=1)[:, :-1]
+
+
+def _nearest(matches: Matches, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each shape the case that comes nearest to it, and the first point of the match there."""
+    distances = np.where(matches.observed > 0, matches.content[..., -3], np.inf)
+    cases = distances.argmin(axis=0)
+    starts = matches.spans[cases, np.arange(len(cases)), 0] * lengths[cases]
+    return cases, np.rint(starts).astype(np.int64)
 
 
 class Explaining(Predicting):
@@ -212,10 +224,8 @@ class Explaining(Predicting):
         logits = self._logits(tokens)
         if target is None:
             targets = logits.argmax(axis=1)
-        elif target in self.classes_.tolist():
-            targets = np.full(len(panel), self.classes_.tolist().index(target))
         else:
-            raise DataError(f"target={target!r} is no class. Classes: {self.classes_.tolist()}.")
+            targets = np.full(len(panel), self._code(target, "target"))
         pieces = tuple(self._pieces(tokens, series))
         return Explanation(self.classes_, targets, logits, self.means_["logits"], pieces, panel.series)
 
@@ -269,6 +279,94 @@ class Explaining(Predicting):
                 "weight": weight,
             }
         )
+
+    def plot_shapes(self, class_: Any, path: str | Path, X: Any = None, k: int = 6) -> Path:
+        """Draw the shape tokens of a class that weigh most, and save the picture as PNG.
+
+        Parameters
+        ----------
+        class_
+            The class from whose cases the shapes were taken.
+        path
+            File to write.
+        X
+            Series as in :meth:`predict_proba`: each shape is drawn on the case that comes nearest to it, with the
+            training cases on its own. The classifier keeps no series; None draws the shapes alone, at the place in time
+            where they were found.
+        k
+            How many shapes at most.
+
+        Returns
+        -------
+        The path written.
+
+        Raises
+        ------
+        DataError
+            It is no class, no shape was taken from it, or the series cannot be used.
+        MissingDependencyError
+            matplotlib is not installed.
+        """
+        tokeniser, code = self._tokeniser(), self._code(class_, "class_")
+        shapes = self.shapes_.filter(pl.Series(tokeniser.shapes.label == code))
+        if shapes.is_empty():
+            raise DataError(
+                f"No shape token was taken from the class {class_!r}, so there is nothing to draw."
+            )
+        shapes = shapes.sort("weight", "prior", "id", descending=[True, True, False]).head(k)
+        series = None if X is None else tokeniser.series(self._read_new(X))
+        places = None if series is None else _nearest(tokeniser.shapes.match(series), series.lengths)
+        found = []
+        for row in shapes.iter_rows(named=True):
+            number, case, where = row["id"], None, ""
+            if series is not None and places is not None:
+                nearest, start = places[0][number], places[1][number]
+                values = series.values[nearest, tokeniser.shapes.channel[number], : series.lengths[nearest]]
+                case, where = (values, int(start)), f", on case {nearest}"
+            title = f"shape {number}{where}\nprior {row['prior']:.2f}, weight {row['weight']:.3f}"
+            found.append(drawn(tokeniser.shapes, number, tokeniser.scaling, title, case))
+        return draw_shapes(found, path, f"Shapes of class {class_} that weigh most")
+
+    def plot_explanation(self, X: Any, case: int, path: str | Path, target: Any = None) -> Path:
+        """Draw one case with the points that spoke for and against a class, and its ten largest contributions, as PNG.
+
+        Parameters
+        ----------
+        X
+            Series as in :meth:`predict_proba`.
+        case
+            Which of them, from 0.
+        path
+            File to write.
+        target
+            The class; None takes the predicted one.
+
+        Returns
+        -------
+        The path written.
+
+        Raises
+        ------
+        DataError
+            As in :meth:`explain`, or there is no such case.
+        MissingDependencyError
+            matplotlib is not installed.
+        """
+        panel = self._read_new(X)
+        if not 0 <= case < len(panel):
+            raise DataError(f"There is no case {case!r}: X has {len(panel)}, counted from 0.")
+        explanation = self.explain(panel.select([case]), target)
+        return draw_explanation(explanation, 0, path, f"case {case}")
+
+    def _code(self, label: Any, name: str) -> int:
+        """Return the number of a class."""
+        check_is_fitted(self, "classes_")
+        labels = self.classes_.tolist()
+        if label not in labels:
+            raise DataError(
+                f"{name}={label!r} is no class. Classes: {labels}.{suggest(str(label), map(str, labels))}"
+            )
+        return int(labels.index(label))
 
     def _remember_means(self, tokens: Tokens) -> None:
         """Note mean contributions and logits over the training cases."""

@@ -374,6 +374,12 @@ class Fitting(Explaining):
                 raise ParameterError(
                     f"class_weight names {unknown[0]!r}, which is no class. Classes: {self.classes_.tolist()}."
                 )
+            for label, weight in given.items():
+                if not 0 < weight < np.inf:
+                    raise ParameterError(
+                        f"class_weight gives class {label!r} the weight {weight!r}. Give a number above 0, or leave "
+                        "the cases of that class out."
+                    )
         by_class = compute_class_weight(given, classes=self.classes_, y=self.classes_[codes])
         weights = by_class[codes]
         return np.asarray(weights * len(codes) / weights.sum())

@@ -179,7 +179,9 @@ class VSFormer(nn.Module):
     ) -> None:
         super().__init__()
         self.n_shapes, self.n_tokens = facts.n_shapes, len(facts.channel)
-        self.form, self.head_form = prior, head
+        # Without strength there is no bias at all: scores of 0 would still be added in another order.
+        is_idle = prior == "key" and not prior_strength and not learn_prior_strength
+        self.form, self.head_form = "none" if is_idle else prior, head
         self.label_smoothing = label_smoothing
         self.shape_content = nn.Linear(facts.shape_features, d_model)
         self.value_content = nn.Linear(3, d_model)

@@ -30,10 +30,11 @@ class Readout:
 
     with :math:`y_i` the one-hot class and :math:`u_i` the weight of a case, on standardised features. Penalty
     :math:`\lambda_f` and sharpness :math:`\tau_f` are those with the smallest log loss over training cases that are
-    left out one at a time, which has a closed form; as much as one case more counts as being of no
-    class in particular. The logits are :math:`\sum_f a_f z_f`; the weights
-    :math:`a_f \ge 0` have the smallest log loss on the left-out outputs, and are held near equal ones by a penalty
-    that counts as much as 0.3 cases. No training case is judged by a regression that has seen it.
+    left out one at a time, which has a closed form; as much as one case more counts as being of no class in
+    particular. The logits are :math:`\sum_f a_f z_f`; the weights :math:`a_f \ge 0` have the smallest log loss on the
+    left-out outputs, and are held near equal ones by a penalty that counts as much as 0.3 cases. No training case is
+    judged by a regression that has seen it. (The shapes are taken from the training cases, so a case is at distance 0
+    from its own; among thousands of shapes of dozens of cases that is little, and nothing of test cases is in it.)
 
     Attributes
     ----------

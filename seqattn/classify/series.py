@@ -11,7 +11,7 @@ import numpy as np
 
 from seqattn.data.panels import Panel
 
-__all__ = ["Scaling", "Series"]
+__all__ = ["Scaling", "Series", "known_length"]
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,12 @@ class Scaling:
         max_length
             Points beyond which series are shortened, all by the same factor.
         """
-        longest = max(_end(case) for case in panel.series)
+        cases = [case[:, : known_length(case)] for case in panel.series]
+        longest = max(case.shape[1] for case in cases)
         factor = -(-longest // max_length)
         counts, sums = np.zeros(panel.n_channels), np.zeros(panel.n_channels)
         lowest, highest = np.full(panel.n_channels, np.inf), np.full(panel.n_channels, -np.inf)
-        for case in panel.series:
+        for case in cases:
             there = np.isfinite(case)
             counts += there.sum(1)
             sums += np.where(there, case, 0.0).sum(1)
@@ -146,9 +147,7 @@ class Scaling:
         is_constant = ~(highest > lowest)
         # A power of 2 near the range, so that no square is too large or small for a number and no bit changes.
         unit = np.exp2(np.frexp(np.where(is_constant, 1.0, highest - lowest))[1])
-        squares = sum(
-            np.nansum(((case - mean[:, None]) / unit[:, None]) ** 2, axis=1) for case in panel.series
-        )
+        squares = sum(np.nansum(((case - mean[:, None]) / unit[:, None]) ** 2, axis=1) for case in cases)
         spread = np.where(is_constant, 1.0, unit * np.sqrt(squares / np.maximum(counts, 1)))
         return cls(mean, np.where(spread > 0, spread, 1.0), is_constant, factor, -(-longest // factor))
 
@@ -172,7 +171,7 @@ class Scaling:
         return Series(values, lengths, observed)
 
     def _shortened(self, case: np.ndarray) -> np.ndarray:
-        case = case[:, : _end(case)]
+        case = case[:, : known_length(case)]
         if self.factor == 1 or not case.size:
             return case
         starts = np.arange(0, case.shape[1], self.factor)
@@ -199,8 +198,14 @@ class Scaling:
         return cls(arrays["mean"], arrays["spread"], arrays["is_constant"].astype(bool), factor, length)
 
 
-def _end(case: np.ndarray) -> int:
-    """Return the length without missing points at the end."""
+def known_length(case: np.ndarray) -> int:
+    """Return the length of a case without the points at its end that are missing in all channels.
+
+    Parameters
+    ----------
+    case
+        Values ``(channels, time)``.
+    """
     there = np.flatnonzero(np.isfinite(case).any(axis=0))
     return int(there[-1]) + 1 if len(there) else 0
 

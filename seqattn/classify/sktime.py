@@ -27,7 +27,7 @@ class VSFormerClassifier(Face, BaseClassifier):
     Attributes
     ----------
     classifier_
-        The fitted :class:`seqattn.VSFormerClassifier`, for everything that only it can do: ``explain``, ``tokens``,
+        The fitted :class:`seqattn.VSFormerClassifier`, for everything that only it can do: ``explain``, ``tokenise``,
         ``save``.
     classes_
         Labels in the order of the columns of ``predict_proba``.

@@ -372,14 +372,14 @@ def caption(evaluation: Mapping[str, Any]) -> str:
 
 
 def plots(model: Any, X: Panel, folder: Path) -> list[Path]:
-    """Draw which classes are taken for which, and return the files.
+    """Draw which classes are taken for which, and what decided on the first case, and return the files.
 
     Parameters
     ----------
     model
         A fitted classifier.
     X
-        Data to show it on; without labels nothing is drawn.
+        Data to show it on; without labels no classes are compared, and nothing decides where there is one class.
     folder
         Where the pictures go.
 
@@ -388,6 +388,9 @@ def plots(model: Any, X: Panel, folder: Path) -> list[Path]:
     MissingDependencyError
         matplotlib is not installed.
     """
-    if X.labels is None:
-        return []
-    return [draw_confusion(X.labels, model.predict(X), folder / "confusion.png")]
+    found = []
+    if X.labels is not None:
+        found.append(draw_confusion(X.labels, model.predict(X), folder / "confusion.png"))
+    if hasattr(model, "plot_explanation") and len(model.classes_) > 1:
+        found.append(model.plot_explanation(X, 0, folder / "explanation.png"))
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -108,23 +108,44 @@ class Intervals:
         series
             Any cases.
         """
-        sums, lengths = _running_sums(series), series.lengths[:, None]
-        first = lengths * self.place // self.parts
-        last = np.maximum(lengths * (self.place + 1) // self.parts, first + 1)
-        first = np.minimum(first, lengths - 1)
-        last = np.minimum(last, lengths)
-        cases = np.arange(len(series))[:, None]
-        n, t, tt, x, xx, tx = (
-            part[cases, self.channel, last] - part[cases, self.channel, first] for part in sums
-        )
+        first, last = self._ends(series)
+        n, t, tt, x, xx, tx = self._sums(series, first, last)
+        # Times count from the first point of the interval, where squares are small.
+        t, tt, tx = t - first * n, tt - 2 * first * t + first**2 * n, tx - first * x
         with np.errstate(invalid="ignore", divide="ignore"):
             mean, middle = x / n, t / n
             variance = xx / n - mean**2
             # What is left of equal values is rounding.
-            variance = np.where(variance > 1e-13 * (xx / n), variance, 0.0)
+            variance = np.where(variance <= 1e-13 * (xx / n), 0.0, variance)
             times = tt / n - middle**2
             slope = np.where(times > 0, (tx / n - middle * mean) / np.where(times > 0, times, 1.0), 0.0)
+            slope = np.where(n > 0, slope, np.nan)
             return np.stack([mean, np.sqrt(variance), slope * (last - first)], axis=-1)
+
+    def _ends(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first point of each interval in each case and the one after its last, at least one apart."""
+        lengths = series.lengths[:, None]
+        first = np.minimum(lengths * self.place // self.parts, lengths - 1)
+        last = np.minimum(np.maximum(lengths * (self.place + 1) // self.parts, first + 1), lengths)
+        return first, last
+
+    def _sums(self, series: Series, first: np.ndarray, last: np.ndarray) -> list[np.ndarray]:
+        """Return sums over the observed points of each interval: 1, t, t^2, x, x^2, t x.
+
+        Each is a sum of its own, not a difference of running sums: after a spike those have lost the small digits.
+        """
+        # In the order of memory, so that what lies between two intervals is not summed up as well.
+        order = np.lexsort((self.place, self.parts, self.channel))
+        width = series.values.shape[-1] + 1
+        row = np.arange(len(series))[:, None] * series.n_channels + self.channel
+        ends = np.stack([row * width + first, row * width + last], axis=-1)[:, order].ravel()
+        sums = []
+        for term in _terms(series):
+            flat = np.pad(term, ((0, 0), (0, 0), (0, 1))).ravel()
+            found = np.empty(first.shape)
+            found[:, order] = np.add.reduceat(flat, ends)[::2].reshape(first.shape)
+            sums.append(found)
+        return sums
 
     def observed(self, series: Series) -> np.ndarray:
         """Return the share of points that were there, ``(cases, intervals)``.
@@ -134,9 +155,7 @@ class Intervals:
         series
             Any cases.
         """
-        lengths, cases = series.lengths[:, None], np.arange(len(series))[:, None]
-        first = np.minimum(lengths * self.place // self.parts, lengths - 1)
-        last = np.minimum(np.maximum(lengths * (self.place + 1) // self.parts, first + 1), lengths)
+        (first, last), cases = self._ends(series), np.arange(len(series))[:, None]
         counted = series.counted
         there = counted[cases, self.channel, last] - counted[cases, self.channel, first]
         return np.asarray(there / (last - first))
@@ -167,13 +186,12 @@ class Intervals:
         return cls(**{known.name: arrays[known.name] for known in fields(cls)})
 
 
-def _running_sums(series: Series) -> list[np.ndarray]:
-    """Return sums before each place over the observed points: 1, t, t^2, x, x^2, t x."""
+def _terms(series: Series) -> Iterator[np.ndarray]:
+    """Yield 1, t, t^2, x, x^2 and t x of the observed points; 0 elsewhere."""
     there = series.observed.astype(np.float64)
     times = np.arange(series.values.shape[-1], dtype=np.float64)
     values = np.where(series.observed, series.values, 0.0)
-    terms = (there, there * times, there * times**2, values, values**2, values * times)
-    return [np.pad(np.cumsum(term, axis=-1), ((0, 0), (0, 0), (1, 0))) for term in terms]
+    yield from (there, there * times, there * times**2, values, values**2, values * times)
 
 
 def _moments(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,10 +206,11 @@ def _moments(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def information_gain(features: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     r"""Return how much of the uncertainty about the class each feature takes away, corrected for chance.
 
-    .. math:: g = \max\Bigl(0,\; 1 - \frac{H(Y \mid B)}{H(Y)} - \overline{g_0}\Bigr)
+    .. math:: g = \max\Bigl(0,\; \frac{g_1 - \overline{g_0}}{1 - \overline{g_0}}\Bigr), \qquad
+        g_1 = 1 - \frac{H(Y \mid B)}{H(Y)}
 
     :math:`B` are up to six bins with equal numbers of cases, equal values in one bin; a missing value is a bin of its
-    own. :math:`\overline{g_0}` is the mean of the same over 20 permutations of the labels: with few cases and many
+    own. :math:`\overline{g_0}` is the mean of :math:`g_1` over 20 permutations of the labels: with few cases and many
     classes pure noise would otherwise seem to tell a third of everything.
 
     Parameters
@@ -221,7 +240,11 @@ def information_gain(features: np.ndarray, labels: np.ndarray, rng: np.random.Ge
     chance = np.zeros_like(known)
     for _ in range(_PERMUTATIONS):
         chance += 1 - _conditional_entropy(bins, rng.permutation(labels), n_classes) / entropy
-    return np.asarray(np.clip(known - chance / _PERMUTATIONS, 0.0, 1.0))
+    chance /= _PERMUTATIONS
+    rest = 1 - chance
+    return np.asarray(
+        np.clip(np.divide(known - chance, rest, out=np.zeros_like(rest), where=rest > 0), 0.0, 1.0)
+    )
 
 
 def _binned(features: np.ndarray, n_bins: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     "--scheduler", metavar="ADDRESS", help="Of a Dask scheduler that runs already, such as tcp://host:8786."
 )
 @click.option("--retry-failed", is_flag=True, help="Run cells again that failed before.")
-@click.option("--config", metavar="F.toml", help="Another grid than datasets/TABLE/reproduce.toml.")
+@click.option("--config", metavar="F.toml", help="Another grid: a file, or a name such as ablation.")
 @click.option("--output", metavar="DIR", help="Folder of the results.  [default: runs/reproduce-TABLE]")
 def reproduce(
     table: str,

@@ -193,13 +193,16 @@ class Grid:
         return grid
 
     @classmethod
-    def of(cls, noun: str) -> Grid:
-        """Return the grid that comes with the package.
+    def of(cls, noun: str, name: str = "reproduce") -> Grid:
+        """Return a grid that comes with the package.
 
         Parameters
         ----------
         noun
             One of :func:`nouns`.
+        name
+            Which of its grids: ``datasets/<noun>/<name>.toml``. Beside the default, ``"reproduce"``, uea has
+            ``"ablation"``.
 
         Raises
         ------
@@ -210,12 +213,23 @@ class Grid:
         --------
         >>> Grid.of("tpp").reference
         'SAHP'
+        >>> [model.name for model in Grid.of("uea", "ablation").models][:2]
+        ['VSFormer', 'readout only']
         """
         if noun not in nouns():
             raise ParameterError(
                 f"There is no table {noun!r}. Tables: {', '.join(nouns())}.{suggest(noun, nouns())}"
             )
-        return cls.load(resource("datasets", noun, "reproduce.toml"))
+        found = {
+            path.stem: path
+            for path in sorted(resource("datasets", noun).glob("*.toml"))
+            if path.stem != "index"
+        }
+        if name not in found:
+            raise ParameterError(
+                f"There is no file and no grid {name!r}. Grids of {noun}: {', '.join(found)}.{suggest(name, found)}"
+            )
+        return cls.load(found[name])
 
     def select(self, datasets: Sequence[str] = (), models: Sequence[str] = ()) -> Grid:
         """Return the part of the grid that has some data sets and models only.

@@ -56,7 +56,7 @@ class Plan:
     retry_failed
         Whether cells that failed before run again.
     config
-        File with another grid; empty for that of the package.
+        File with another grid, or the name of another one of the package; empty for that of the table's name.
     grid
         Another grid, whose models are patterns of attention; its name is then that of a task.
     quiet
@@ -182,7 +182,7 @@ def reproduce(plan: Plan) -> Reproduction:
     DataError
         None of the data sets is on this machine, or the results are damaged.
     """
-    whole = plan.grid or (Grid.load(plan.config) if plan.config else Grid.of(plan.noun))
+    whole = plan.grid or _grid(plan)
     grid = whole.select(plan.datasets, plan.models)
     module = seqattn.task(grid.task)
     _check_settings(module, grid, plan)
@@ -301,6 +301,15 @@ def _cells(
                 versions=deciding(versions()),
             )
             yield Cell(identity, _command(plan, dataset, model.name, seed))
+
+
+def _grid(plan: Plan) -> Grid:
+    """Return the grid that a plan names."""
+    place = Path(plan.config)
+    is_name = not (place.exists() or place.suffix or len(place.parts) > 1)
+    if not plan.config:
+        return Grid.of(plan.noun)
+    return Grid.of(plan.noun, plan.config) if is_name else Grid.load(place)
 
 
 def _command(plan: Plan, dataset: str, model: str, seed: int) -> str:

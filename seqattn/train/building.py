@@ -8,6 +8,7 @@ from typing import Any
 
 from seqattn.errors import ParameterError, suggest
 from seqattn.train.config import check_names
+from seqattn.train.space import NO_VALUE
 
 __all__ = ["ELSEWHERE", "build_estimator", "known_model", "own_settings"]
 
@@ -128,6 +129,10 @@ def _converted(name: str, value: Any, annotation: str) -> Any:
     if isinstance(value, list) and "tuple" in annotation:  # files know lists only
         return tuple(value)
     words = annotation.replace("|", " ").split()
+    if value is None and words == [
+        "str"
+    ]:  # files and shells have no other word for nothing than one that may be meant
+        return NO_VALUE
     kinds = tuple(kind for word in words for kind in _KINDS.get(word, (object,)))
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if is_whole and float in kinds and int not in kinds:

@@ -337,7 +337,7 @@ PARAMETERS_REFUSED = {
     "a share": ({"dropout": 1.5}, "dropout=1.5 is not allowed. Give a number from 0 to below 1."),
     "less than nothing": (
         {"prior_strength": -1.0},
-        "prior_strength=-1.0 is not allowed. Give a number from 0",
+        "prior_strength=-1.0 is not allowed. Give a number, at least 0",
     ),
     "no part": ({"granularities": ()}, r"granularities=\(\) is not allowed. Give a tuple of whole numbers"),
     "parts of zero": ({"granularities": (0,)}, "granularities=0 is not allowed. Give a whole number"),

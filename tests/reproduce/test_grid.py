@@ -11,6 +11,7 @@ import seqattn
 from seqattn.data import catalog
 from seqattn.errors import ParameterError
 from seqattn.reproduce.grid import Grid, nouns
+from seqattn.train.config import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """
@@ -32,9 +33,9 @@ name = "taxi"
 """
 
 
-@pytest.mark.parametrize("noun", nouns())
-def test_every_name_in_a_grid_of_the_package_exists(noun):
-    grid = Grid.of(noun)
+@pytest.mark.parametrize(("noun", "name"), [*((noun, "reproduce") for noun in nouns()), ("uea", "ablation")])
+def test_every_name_in_a_grid_of_the_package_exists(noun, name):
+    grid = Grid.of(noun, name)
     module = seqattn.task(grid.task)
     known = {entry.name for entry in catalog.entries(noun)}
     assert {dataset.name for dataset in grid.datasets} <= known
@@ -44,7 +45,16 @@ def test_every_name_in_a_grid_of_the_package_exists(noun):
     named = {name for table in grid.published for figures in table.figures.values() for name in figures}
     assert {model.published for model in grid.models} - {""} <= named
     for model in grid.models:
-        module.build(model.settings, model.model)
+        preset = Run.of_options(model.preset, grid.task, (), ()).settings if model.preset else {}
+        module.build({**preset, **model.settings}, model.model)
+
+
+def test_each_row_of_the_ablation_differs_from_the_others_and_there_are_ten_sets():
+    grid = Grid.of("uea", "ablation")
+    module = seqattn.task(grid.task)
+    forms = [repr(module.settings(module.build(model.settings, model.model))) for model in grid.models]
+    assert len(set(forms)) == len(forms) > 10
+    assert len(grid.datasets) >= 10
 
 
 def test_published_figures_stand_under_our_protocol_and_name_their_source():
@@ -113,10 +123,11 @@ def test_names_are_chosen_in_the_order_of_the_grid_and_by_alias():
     ("make", "message"),
     [
         (lambda: Grid.of("tppp"), "There is no table 'tppp'. Tables: tpp, uea. Did you mean 'tpp'?"),
+        (lambda: Grid.of("uea", "ablaton"), "no grid 'ablaton'. Grids of uea: .*Did you mean 'ablation'?"),
         (lambda: Grid.of("tpp").select(["taxii"]), "'taxii' is not a data set of the table. .*'taxi'?"),
         (lambda: Grid.of("tpp").select(models=["SAPH"]), "'SAPH' is not a model of the table. .*'SAHP'?"),
     ],
-    ids=["table", "data set", "model"],
+    ids=["table", "grid", "data set", "model"],
 )
 def test_an_unknown_name_suggests_the_nearest(make, message):
     with pytest.raises(ParameterError, match=message):

@@ -249,8 +249,9 @@ def test_dask_workers_give_the_same_figures(data, grid, tmp_path):
         (["--backend", "dusk"], "Did you mean 'dask'"),
         (["--scheduler", "tcp://host:1"], "has no scheduler"),
         (["--set", "epochs=many"], "epochs='many' is of the wrong kind"),
+        (["--config", "reproduse"], "no grid 'reproduse'. Grids of tpp: reproduce. Did you mean 'reproduce'"),
     ],
-    ids=["data set", "model", "setting", "backend", "scheduler", "value"],
+    ids=["data set", "model", "setting", "backend", "scheduler", "value", "grid"],
 )
 def test_wrong_usage_is_refused_before_anything_runs(data, grid, tmp_path, arguments, message):
     asked = ["--config", grid, "--output", tmp_path / "out", *arguments]

@@ -15,8 +15,9 @@ from seqattn.classify import task
 from seqattn.cli import cli
 from seqattn.data.catalog import resource
 from seqattn.data.panels import Panel
+from seqattn.train.config import Run
 from seqattn.train.search import Plan, starting_points
-from seqattn.train.space import Space
+from seqattn.train.space import Space, is_inside
 from seqattn.tune import tune
 
 SPACE = """
@@ -167,9 +168,9 @@ def test_development_data_of_a_folder_are_used_instead(plan, data):
 
 def test_the_space_that_comes_with_the_package_is_that_of_the_estimator(monkeypatch, tmp_path):
     space = Space.load(resource("tuning", "classify.toml"))
-    assert {"shapes", "window_fractions", "locality", "granularities", "learning_rate"} <= set(space.rules)
     monkeypatch.undo()
-    if not hasattr(seqattn.classify, "VSFormerClassifier"):
-        pytest.skip("the estimator is not part of this version")
-    starts = starting_points(task, Plan("classify", tmp_path, space=space))
-    assert list(starts) == ["defaults", "dilated", "motif"]
+    assert list(starting_points(task, Plan("classify", tmp_path, space=space))) == ["defaults", "paper"]
+    usual = seqattn.VSFormerClassifier().get_params()
+    assert {name: usual[name] for name, rule in space.rules.items() if not is_inside(usual[name], rule)} == {}
+    paper = Run.of_options("paper", "classify", (), ()).settings
+    assert {**usual, **paper} == {**usual, **space.starts["paper"]}
