@@ -22,6 +22,7 @@ _TINY: dict[str, Any] = {
     "n_layers": 1,
     "shape_tokens": 8,
     "value_tokens": 8,
+    "readout_shapes": 16,
     "random_state": 0,
 }
 # Settings with which a fit takes a fraction of a second, as the check suites of other libraries ask for.

@@ -14,35 +14,28 @@ import torch
 from scipy.special import softmax
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
 
 from seqattn.classify.cases import Cases, case_batch
+from seqattn.classify.checking import check_parameters
 from seqattn.classify.explain import Explaining
 from seqattn.classify.folds import cut
 from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
-from seqattn.classify.predicting import LEAST_POINTS, PREDICTED_AT_ONCE
+from seqattn.classify.order import class_order, content_order, renumber
+from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
+from seqattn.classify.reading import check_kind, labels_as_axis, with_values
 from seqattn.classify.readout import Readout, stacked
-from seqattn.classify.series import known_length
-from seqattn.classify.tokens import KINDS, Recipe, Tokeniser, Tokens, generator
-from seqattn.data.panels import Panel
+from seqattn.classify.tokens import Recipe, Tokeniser, Tokens, generator
+from seqattn.data.panels import Panel, row_length
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 from seqattn.train.callbacks import Progress
 from seqattn.train.history import History
 from seqattn.train.loop import Observer, fit_module
 from seqattn.train.settings import FitSettings
+from seqattn.train.threads import one_thread
 
 __all__ = ["Fitting"]
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "shapes": KINDS,
-    "match": ("znorm", "raw"),
-    "tokens": ("both", "shape", "value"),
-    "prior": ("key", "logit", "none"),
-    "fusion": ("late", "joint"),
-    "head": ("flatten", "mean"),
-}
 # Fewest steps and epochs of a fit with epochs="auto".
 _STEPS, _EPOCHS = 400, 10
 # Factors of the readout and of the networks where no case was left out, and to which few cases hold them.
@@ -104,14 +97,14 @@ class Fitting(Explaining):
         SeqattnWarning
             There is one class only, a class has one case, or a case has no value at all.
         """
-        self._check_parameters()
+        check_parameters(self)
         began = time.perf_counter()
         panel = self._read(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         panel, codes = self._prepared(panel)
         self.temperature_ = 1.0
         self.tokeniser_, self.readout_, self.modules_, self.history_ = None, None, [], History()
-        self.validation_ = None
+        self.validation_, self.blend_ = None, np.array([1.0, 0.0])
         self.fit_report_ = {"n_cases": len(panel), "n_classes": len(self.classes_)}
         if len(self.classes_) == 1:
             warnings.warn(
@@ -120,6 +113,7 @@ class Fitting(Explaining):
                 stacklevel=2,
             )
             return self
+        order, codes = self._renumbered(codes)
         held_out = None if validation is None else self._held_out(validation)
         if self.calibration is not None:
             self._calibrate(panel, codes, seed)
@@ -129,67 +123,26 @@ class Fitting(Explaining):
         watched = None if watch is None else self._held_out(watch)
         place = None if checkpoint is None else Path(checkpoint)
         self._learn(panel, codes, seed, epochs, held_out, observers, place, watched)
+        self._sort_classes(order)
         self.fit_report_ |= {"seconds": time.perf_counter() - began}
         return self
-
-    def _check_parameters(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                words = " or ".join(map(repr, allowed))
-                raise ParameterError(f"{name}={value!r} is not allowed. Give {words}.")
-        for name in (
-            "shape_tokens",
-            "value_tokens",
-            "n_members",
-            "motifs_per_cell",
-            "max_length",
-            "profile_cap",
-        ):
-            _require_whole(name, getattr(self, name), 1)
-        _require_whole("readout_shapes", self.readout_shapes, 0)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) != "auto":
-                _require_whole(name, getattr(self, name), 1)
-        for name in ("d_model", "n_heads", "n_layers"):
-            _require_whole(name, getattr(self, name), 1)
-        if self.d_model % self.n_heads:
-            raise ParameterError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}.")
-        for name, low, high in (("dropout", 0, 1), ("label_smoothing", 0, 1), ("network_weight", 0, np.inf)):
-            value = getattr(self, name)
-            if not ((value is None and name == "network_weight") or low <= value < high):
-                raise ParameterError(
-                    f"{name}={value!r} is not allowed. Give a number from {low} to below {high}."
-                )
-        if not 0 <= self.prior_strength < np.inf:
-            raise ParameterError(
-                f"prior_strength={self.prior_strength!r} is not allowed. Give a number, at least 0."
-            )
-        if not 0 < self.prior_floor <= 1:
-            raise ParameterError(
-                f"prior_floor={self.prior_floor!r} is not allowed. Give a number above 0, at most 1."
-            )
-        for name in ("validation", "calibration"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not 0 < value < 1):
-                raise ParameterError(
-                    f"{name}={value!r} is not allowed. Give a share between 0 and 1, or None."
-                )
-        if not self.readout_shapes and self.network_weight == 0:
-            raise ParameterError("readout_shapes=0 and network_weight=0 leave nothing to predict with.")
 
     def _read(self, X: Any, y: Any) -> Panel:
         """Return the training cases with their labels, and remember their form."""
         if y is None and not isinstance(X, Panel | str | Path):
-            raise ValueError("VSFormerClassifier requires y to be passed, but the target y is None.")
-        panel = Panel.of(X) if y is None else Panel.of(X, _labels(y))
+            raise DataError(
+                "VSFormerClassifier requires y to be passed, but the target y is None. Give y, one label per case."
+            )
+        panel = Panel.of(X) if y is None else Panel.of(X, labels_as_axis(y))
         if panel.labels is None:
             raise DataError("There are no labels to learn from. Give y, one label per case.")
-        check_classification_targets(panel.labels)
-        panel.check_lengths(LEAST_POINTS if panel.n_channels > 1 else min(LEAST_POINTS, 2))
+        check_kind(panel.labels)
+        n_features = None if isinstance(X, Panel | str | Path) else row_length(X)
+        panel.check_lengths(LEAST_POINTS if n_features is None else LEAST_COLUMNS)
+        panel = panel.trimmed()
         self.__dict__.pop("n_features_in_", None)
-        if getattr(X, "ndim", 3) == 2:
-            self.n_features_in_ = int(np.shape(X)[1])
+        if n_features is not None:
+            self.n_features_in_ = n_features
         self.n_channels_ = panel.n_channels
         self.length_range_ = (int(panel.lengths.min()), int(panel.lengths.max()))
         return panel
@@ -198,29 +151,22 @@ class Fitting(Explaining):
         """Return the cases that can be learnt from, in an order that depends on their content, and codes."""
         self.classes_, codes = np.unique(np.asarray(panel.labels), return_inverse=True)
         self.share_ = np.bincount(codes) / len(codes)
-        empty = np.array([not np.isfinite(case).any() for case in panel.series])
-        if empty.all():
-            raise DataError("No case has a finite value. Check how missing values are written.")
-        if empty.any():
-            warnings.warn(
-                f"{empty.sum()} training cases have no value at all, the first is case {empty.argmax()}. They are "
-                "left out.",
-                SeqattnWarning,
-                stacklevel=3,
-            )
-        single = np.flatnonzero(np.bincount(codes) == 1)
-        if len(single) and len(self.classes_) > 1:
-            warnings.warn(
-                f"{len(single)} of {len(self.classes_)} classes have one training case, for example "
-                f"{self.classes_.tolist()[single[0]]!r}: nothing tells what its cases share, so its shapes have no "
-                "prior.",
-                SeqattnWarning,
-                stacklevel=3,
-            )
-        rows = np.flatnonzero(~empty)
-        keys = [case[:, : known_length(case)].tobytes() for case in panel.series]
-        rows = np.array(sorted(rows.tolist(), key=lambda row: (keys[row], codes[row])))
+        panel, codes = with_values(panel, codes, self.classes_)
+        rows = content_order(panel, codes)
         return panel.select(rows), codes[rows]
+
+    def _renumbered(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the classes in the order of their first cases, and return that order and the cases' new codes."""
+        order = class_order(codes)
+        self.classes_ = self.classes_[order]
+        return order, np.argsort(order)[codes]
+
+    def _sort_classes(self, order: np.ndarray) -> None:
+        """Put the classes, and everything that was learnt of them, in sorted order again."""
+        back = np.argsort(order)
+        self.classes_ = self.classes_[back]
+        parts = (self._tokeniser(), self.readout_, self.modules_, self.means_)
+        self.tokeniser_, self.readout_ = renumber(back, *parts)
 
     def _held_out(self, given: Any) -> Panel:
         panel = Panel.of(given) if isinstance(given, Panel | str | Path) else Panel.of(*given)
@@ -282,7 +228,8 @@ class Fitting(Explaining):
         weights = self._case_weights(codes)
         self.readout_ = None
         if self.readout_shapes:
-            self.readout_ = Readout.fit(tokens.families, codes, len(self.classes_), weights)
+            with one_thread():
+                self.readout_ = Readout.fit(tokens.families, codes, len(self.classes_), weights)
             left_out = softmax(self.readout_.left_out, axis=1)
             self.validation_ = {
                 **metrics(self.classes_[codes], self.classes_, left_out),
@@ -296,6 +243,7 @@ class Fitting(Explaining):
             )
         self._remember_means(tokens)
 
+    @one_thread()
     def _learn_networks(
         self,
         tokens: Tokens,
@@ -495,17 +443,6 @@ def _parts(codes: np.ndarray, n_members: int, rng: np.random.Generator) -> np.nd
         if len(rows) > 1:
             away[rows] = (np.arange(len(rows)) + rng.integers(n_members)) % n_members
     return away
-
-
-def _labels(y: Any) -> np.ndarray:
-    """Return labels as one axis; a column is taken with scikit-learn's warning."""
-    given = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
-    return np.asarray(column_or_1d(given, warn=True))
-
-
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ParameterError(f"{name}={value!r} is not allowed. Give a whole number, at least {least}.")
 
 
 def _tell(text: str) -> None:

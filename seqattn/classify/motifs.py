@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -28,6 +27,8 @@ _OBSERVED = 0.5
 _SAME = 0.95
 # Quantiles of the distances in another case of the class between which a threshold is drawn.
 _QUANTILES = (0.05, 0.10)
+# Distances in the search are rounded to this step.
+_STEP = 2.0**-32
 
 _Report = Callable[[str], None] | None
 
@@ -237,7 +238,7 @@ class MotifShapes:
     def _thresholded(self, series: Series, labels: np.ndarray, rng: np.random.Generator) -> Self:
         """Return the shapes with a quantile of their distances in another case of their class."""
         quantiles, draws = rng.uniform(*_QUANTILES, len(self)), rng.random(len(self))
-        order, threshold = _by_content(series), np.empty(len(self))
+        order, threshold = series.order(), np.empty(len(self))
         for row, (label, source) in enumerate(zip(self.label, self.source, strict=True)):
             own = order[labels[order] == label]
             others = own[own != source] if len(own) > 1 else own
@@ -319,20 +320,11 @@ def _windows(lengths: np.ndarray, fractions: Sequence[float]) -> list[int]:
     return sorted({max(round(fraction * median), shortest) for fraction in fractions})
 
 
-def _by_content(series: Series) -> np.ndarray:
-    """Return the cases in an order that depends on what they hold only."""
-    digests = []
-    for values, length, there in zip(series.values, series.lengths, series.observed, strict=True):
-        case = np.ascontiguousarray(values[:, :length]), np.ascontiguousarray(there[:, :length])
-        digests.append(hashlib.sha256(b"".join(part.tobytes() for part in case)).digest())
-    return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
-
-
 def _orders(
     series: Series, labels: np.ndarray, n_classes: int, rng: np.random.Generator
 ) -> list[tuple[int, np.ndarray]]:
     """Return each class that has motifs with its cases in random order."""
-    order = _by_content(series)
+    order = series.order()
     least = min(2, int(np.bincount(labels, minlength=n_classes).max(initial=0)))
     own = [(label, rng.permutation(order[labels[order] == label])) for label in range(n_classes)]
     return [(label, rows) for label, rows in own if len(rows) >= max(least, 1)]
@@ -357,6 +349,8 @@ def _motifs(
     is_start = np.arange(there.shape[1]) <= (series.lengths[rows] - window)[:, None]
     is_start &= there >= _OBSERVED * window
     apart = nearest_elsewhere(series.values[rows, channel, :longest], is_start, window, match)
+    # The two windows of a motif are equally far from each other, whatever rounding makes of it.
+    apart = np.round(apart / _STEP) * _STEP
     found: list[tuple[Any, ...]] = []
     while len(found) < n_motifs and np.isfinite(apart).any():
         case, start = np.unravel_index(apart.argmin(), apart.shape)

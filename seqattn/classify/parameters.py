@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
 
 from seqattn.attention.pattern import Pattern
 
@@ -56,7 +57,7 @@ class Parameters(ClassifierMixin, BaseEstimator):
         attention: str | Pattern = "dense",
         device: str = "auto",
         precision: str = "float32",
-        n_jobs: int | None = None,
+        n_jobs: int | None = 1,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -101,3 +102,9 @@ class Parameters(ClassifierMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.three_d_array = True
+        return tags

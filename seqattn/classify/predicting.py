@@ -17,16 +17,19 @@ from seqattn.classify.model import TokenFacts, VSFormer
 from seqattn.classify.parameters import Parameters
 from seqattn.classify.readout import Readout
 from seqattn.classify.tokens import Tokeniser, Tokens
-from seqattn.data.panels import Panel
+from seqattn.data.panels import Panel, row_length
 from seqattn.errors import ArtifactError, DataError, SeqattnWarning
 from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
 from seqattn.train.history import History
 from seqattn.train.parameters import decode_parameter, encode_parameters
 from seqattn.train.settings import resolve_device, resolve_precision
+from seqattn.train.threads import one_thread
 
-__all__ = ["LEAST_POINTS", "PREDICTED_AT_ONCE", "Predicting"]
+__all__ = ["LEAST_COLUMNS", "LEAST_POINTS", "PREDICTED_AT_ONCE", "Predicting"]
 
 LEAST_POINTS = 3
+# Rows of a table may be that short: what is made for tables of any kind is tried with two columns.
+LEAST_COLUMNS = 2
 PREDICTED_AT_ONCE = 512
 
 
@@ -98,17 +101,17 @@ class Predicting(Parameters):
 
     def _read_new(self, X: Any) -> Panel:
         check_is_fitted(self, "classes_")
-        if getattr(self, "n_features_in_", None) is not None and getattr(X, "ndim", 3) == 2:
-            n_features = int(np.shape(X)[1])
-            if n_features != self.n_features_in_:
-                raise DataError(
-                    f"X has {n_features} features, but VSFormerClassifier is expecting {self.n_features_in_} features "
-                    "as input. Rows of a table have one length; give a list of arrays for series of other lengths."
-                )
+        expected = getattr(self, "n_features_in_", None)
+        found = None if expected is None else row_length(X)
+        if found is not None and found != expected:
+            raise DataError(
+                f"X has {found} features, but {type(self).__name__} is expecting {expected} features as input. Rows of "
+                "a table have one length; give a list of arrays for series of other lengths."
+            )
         panel = Panel.of(X)
         self._check_channels(panel)
-        panel.check_lengths(min(LEAST_POINTS, self.length_range_[0]))
-        return panel
+        panel.check_lengths(LEAST_POINTS if expected is None else LEAST_COLUMNS)
+        return panel.trimmed()
 
     def _tokeniser(self) -> Tokeniser:
         """Return the tokeniser of a classifier that has one."""
@@ -185,6 +188,7 @@ class Predicting(Parameters):
             raise DataError("There are no labels to compare with. Give y, one label per case.")
         return float(np.average(self.predict(X) == labels, weights=sample_weight))
 
+    @one_thread()
     def _logits(self, tokens: Tokens) -> np.ndarray:
         """Return the logits of cases before the temperature."""
         found = np.zeros((len(tokens), len(self.classes_)))
@@ -194,6 +198,7 @@ class Predicting(Parameters):
             found += self._member_weight() * self._member_logits(tokens, member)
         return found
 
+    @one_thread()
     @torch.inference_mode()
     def _member_logits(self, tokens: Tokens, member: int) -> np.ndarray:
         """Return the logits of one network."""

@@ -235,4 +235,6 @@ def stacked(
         value = _log_loss(outputs, labels, weights) + (held * (factors - usual)).sum()
         return value, np.einsum("fnc,nc->f", left_out, wrong) + 2 * held
 
-    return np.asarray(minimize(loss, usual, jac=True, bounds=[(0, None)] * len(usual)).x)
+    # As exact as it goes: rounding errors may not decide after how many steps it ends.
+    bounds = [(0, None)] * len(usual)
+    return np.asarray(minimize(loss, usual, jac=True, bounds=bounds, tol=1e-14).x)

@@ -64,6 +64,27 @@ class Series:
         last = int(lengths.max(initial=1))
         return Series(self.values[rows][..., :last], lengths, self.observed[rows][..., :last])
 
+    def order(self, labels: np.ndarray | None = None) -> np.ndarray:
+        """Return the numbers of the cases in an order that depends on nothing but what they hold.
+
+        They are ordered by a random sum over their values: neither the order in which they are given matters nor what
+        lies beyond their ends, and rounding errors do for cases only that are as good as equal.
+
+        Parameters
+        ----------
+        labels
+            What orders equal cases; None leaves them as they are.
+        """
+        weights = np.random.default_rng(0).normal(size=(self.values.shape[-1], 2, self.n_channels))
+        values, observed = weights.transpose(1, 2, 0)
+        keys = np.zeros(len(self))
+        for row, end in enumerate(self.lengths):
+            terms = (
+                values[:, :end] * self.values[row, :, :end] + observed[:, :end] * self.observed[row, :, :end]
+            )
+            keys[row] = terms.sum()
+        return np.lexsort((np.zeros(len(self)) if labels is None else labels, keys))
+
     def differences(self) -> Series:
         """Return the series with their first differences as further channels; the first of each is 0."""
         steps = np.diff(self.values, axis=-1, prepend=self.values[..., :1])
@@ -123,9 +144,11 @@ class Scaling:
             lowest = np.minimum(lowest, np.where(there, case, np.inf).min(1, initial=np.inf))
             highest = np.maximum(highest, np.where(there, case, -np.inf).max(1, initial=-np.inf))
         mean = sums / np.maximum(counts, 1)
-        squares = sum(np.nansum((case - mean[:, None]) ** 2, axis=1) for case in cases)
         is_constant = ~(highest > lowest)
-        spread = np.where(is_constant, 1.0, np.sqrt(squares / np.maximum(counts, 1)))
+        # A power of 2 near the range, so that no square is too large or small for a number and no bit changes.
+        unit = np.exp2(np.frexp(np.where(is_constant, 1.0, highest - lowest))[1])
+        squares = sum(np.nansum(((case - mean[:, None]) / unit[:, None]) ** 2, axis=1) for case in cases)
+        spread = np.where(is_constant, 1.0, unit * np.sqrt(squares / np.maximum(counts, 1)))
         return cls(mean, np.where(spread > 0, spread, 1.0), is_constant, factor, -(-longest // factor))
 
     def apply(self, panel: Panel) -> Series:

@@ -39,7 +39,7 @@ class VSFormerClassifier(Face, BaseClassifier):
     >>> levels = np.repeat([0.0, 3.0], 10)
     >>> X = np.random.default_rng(0).normal(size=(20, 1, 12)) + levels[:, None, None]
     >>> y = np.repeat(["low", "high"], 10)
-    >>> classifier = VSFormerClassifier(epochs=2, d_model=8, shape_tokens=8, value_tokens=8, random_state=0)
+    >>> classifier = VSFormerClassifier(epochs=1, shape_tokens=8, readout_shapes=64, random_state=0)
     >>> classifier.fit(X, y).predict(X[[0, 19]])
     array(['low', 'high'], dtype='<U4')
     """

@@ -15,7 +15,7 @@ from seqattn.data.table import is_pandas
 from seqattn.data.values import values_of
 from seqattn.errors import DataError
 
-__all__ = ["case_of_frame", "is_frame", "series_of_frame"]
+__all__ = ["case_of_frame", "is_frame", "series_of_frame", "table_width"]
 
 _INDEX = "__index__"
 _KEYS = (("case", "time"), ("case_id", "time"), ("instances", "timepoints"))
@@ -31,6 +31,21 @@ def is_frame(obj: object) -> bool:
         Anything.
     """
     return isinstance(obj, pl.DataFrame | pl.LazyFrame) or is_pandas(obj)
+
+
+def table_width(frame: Any) -> int | None:
+    """Return the number of columns of a frame with a row per case and a column per time point; None for other forms.
+
+    Parameters
+    ----------
+    frame
+        A frame of pandas or polars.
+    """
+    first = frame.head(1)
+    columns = _columns(first.collect() if isinstance(first, pl.LazyFrame) else first)
+    is_nested = any(_is_nested(column) for column in columns.values())
+    has_keys = _levels(frame) > 1 or _key_columns(columns) is not None
+    return None if is_nested or has_keys or _name_of_channel(columns) else len(columns)
 
 
 def series_of_frame(frame: Any) -> list[np.ndarray]:
@@ -56,16 +71,14 @@ def series_of_frame(frame: Any) -> list[np.ndarray]:
         Times of a case decrease or repeat, its channels differ in length, or values are no numbers.
     """
     frame = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
-    columns = {str(name): _array(frame[name]) for name in frame.columns}
-    if len(columns) < len(frame.columns):
-        raise DataError("Two columns of the frame have one name. Rename one of them.")
-    levels = getattr(getattr(frame, "index", None), "nlevels", 1)
+    columns = _columns(frame)
+    levels = _levels(frame)
     if levels > 1:
         _check_levels(levels)
         cases, times = (frame.index.get_level_values(level).to_numpy() for level in range(2))
         return _by_rows(cases, times, columns)
-    name_of_channel = next((name for name in _NAMES_OF_CHANNELS if name in columns), None)
-    if name_of_channel and "value" in columns and len(columns) == 4:
+    name_of_channel = _name_of_channel(columns)
+    if name_of_channel is not None:
         return _by_values(columns, name_of_channel)
     names = _key_columns(columns)
     if names is not None:
@@ -93,6 +106,24 @@ def case_of_frame(frame: Any, what: str) -> np.ndarray:
 
 def _array(column: Any) -> np.ndarray:
     return column.to_numpy() if hasattr(column, "to_numpy") else np.asarray(column)
+
+
+def _columns(frame: Any) -> dict[str, np.ndarray]:
+    columns = {str(name): _array(frame[name]) for name in frame.columns}
+    if len(columns) < len(frame.columns):
+        raise DataError("Two columns of the frame have one name. Rename one of them.")
+    return columns
+
+
+def _levels(frame: Any) -> int:
+    return int(getattr(getattr(frame, "index", None), "nlevels", 1))
+
+
+def _name_of_channel(columns: dict[str, np.ndarray]) -> str | None:
+    """Return the column that names the channel of each value, None if there is none."""
+    if "value" not in columns or len(columns) != 4:
+        return None
+    return next((name for name in _NAMES_OF_CHANNELS if name in columns), None)
 
 
 def _check_levels(levels: int) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from seqattn.data.frames import case_of_frame, is_frame, series_of_frame
+from seqattn.data.frames import case_of_frame, is_frame, series_of_frame, table_width
 from seqattn.data.tsfile import read_ts
 from seqattn.data.values import values_of
 from seqattn.errors import DataError, SeqattnWarning
 
-__all__ = ["Panel"]
+__all__ = ["Panel", "row_length"]
 
 _FLAT = (
     "Expected series, got a 1D array of values. Reshape your data: X.reshape(1, -1) for one series, X.reshape(-1, 1) "
@@ -213,6 +213,33 @@ class Panel:
         return digest.hexdigest()
 
 
+def row_length(X: Any) -> int | None:
+    """Return the number of columns of a table with a row per case; None for series in any other form.
+
+    Parameters
+    ----------
+    X
+        What :meth:`Panel.of` takes. Tables are arrays of two axes, frames with a column per time point, and lists of
+        lists of numbers, all as long as the first.
+
+    Examples
+    --------
+    >>> row_length([[1, 2, 3], [4, 5, 6]]), row_length(np.zeros((2, 1, 3)))
+    (3, None)
+    """
+    if is_frame(X):
+        return table_width(X)
+    if isinstance(X, list | tuple):
+        is_rows = all(isinstance(row, list | tuple) and not any(map(np.ndim, row)) for row in X)
+        lengths = {len(row) for row in X} if is_rows else set()
+        return lengths.pop() if len(lengths) == 1 else None
+    if not hasattr(X, "ndim") and hasattr(X, "__array__"):
+        X = np.asarray(X)
+    if getattr(X, "ndim", 0) != 2 or _holds_series(X):
+        return None
+    return int(X.shape[1])
+
+
 def _own(values: Any, what: str) -> np.ndarray:
     """Return values as a read-only array of floats that nobody else can write to."""
     is_own = isinstance(values, np.ndarray) and values.dtype == np.float64 and not values.flags.writeable
@@ -311,8 +338,13 @@ def _case(values: Any, what: str) -> np.ndarray:
     return values[None] if values.ndim == 1 else values
 
 
+def _holds_series(X: Any) -> bool:
+    """Tell whether the items of an array are arrays themselves."""
+    return bool(X.dtype == object and X.size and np.ndim(X.flat[0]))
+
+
 def _of_array(X: np.ndarray) -> Iterable[Any]:
-    if X.dtype == object and X.ndim in (1, 2) and X.size and np.ndim(X.flat[0]):
+    if X.ndim in (1, 2) and _holds_series(X):
         return _of_list([case if X.ndim == 1 else list(case) for case in X])
     if X.ndim < 2:
         raise DataError(_FLAT)

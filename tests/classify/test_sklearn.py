@@ -10,7 +10,9 @@ SUITE = """
 import json
 from sklearn.utils.estimator_checks import check_estimator
 from seqattn.classify.estimator import VSFormerClassifier
-settings = dict(epochs=40, d_model=8, n_heads=2, n_layers=1, shape_tokens=8, value_tokens=8)
+settings = dict(
+    epochs=2, d_model=8, n_heads=2, n_layers=1, shape_tokens=8, value_tokens=8, readout_shapes=16
+)
 results = check_estimator(VSFormerClassifier(**settings), on_skip=None, on_fail=None)
 print(json.dumps([[result["check_name"], result["status"], str(result["exception"])] for result in results]))
 """

@@ -23,6 +23,7 @@ from seqattn.classify.estimator import VSFormerClassifier as Plain
 from seqattn.classify.sktime import VSFormerClassifier
 rng = np.random.default_rng(0)
 settings = dict(epochs=2, d_model=8, n_heads=2, n_layers=1, shape_tokens=8, value_tokens=8, random_state=3)
+settings["readout_shapes"] = 16
 series = [rng.normal(size=(2, n)) for n in (20, 24, 31, 22, 25, 28, 30, 21)]
 series[2][0, 4:7] = np.nan
 y = np.array(["a", "b"] * 4)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from seqattn.data.panels import Panel
+from seqattn.data.panels import Panel, row_length
 from seqattn.errors import DataError, SeqattnWarning
 
 LABELS = ["up", "down", "up", "flat"]
@@ -115,6 +115,19 @@ def test_one_channel_may_come_as_rows_of_anything():
     for given in (X, X.tolist(), list(X), pd.DataFrame(X), pl.DataFrame(X), [pd.Series(row) for row in X]):
         assert_same(Panel.of(given), wanted)
     assert wanted.n_channels == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_series_are_no_table_whatever_their_form(form):
+    assert row_length(FORMS[form](list(values()))) is None
+
+
+def test_a_table_has_a_row_length_whatever_its_form():
+    X = values(shape=(4, 7, 3))[:, :, 0]
+    tables = (X, X.tolist(), X.astype(object), torch.tensor(X), pd.DataFrame(X), pl.DataFrame(X))
+    assert [row_length(table) for table in (*tables, pl.LazyFrame(X))] == [7] * 7
+    assert row_length(list(X)) is None
+    assert row_length([[1.0, 2.0], [3.0]]) is None
 
 
 @pytest.mark.slow

@@ -1,0 +1,396 @@
+"""What the classifier does with input that is not nice: one test or more for each row of the model's table."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn.exceptions import DataConversionWarning, NotFittedError
+from small_series import draw, write
+
+import seqattn
+from seqattn import VSFormerClassifier
+from seqattn.cli import cli
+from seqattn.errors import DataError, ParameterError, SeqattnWarning
+
+TINY: dict[str, Any] = {
+    "epochs": 1,
+    "d_model": 8,
+    "n_heads": 2,
+    "shape_tokens": 8,
+    "value_tokens": 8,
+    "readout_shapes": 32,
+    "n_members": 1,
+    "random_state": 0,
+}
+KINDS: dict[str, dict[str, Any]] = {"dilated": {}, "motif": {"shapes": "motif"}}
+
+
+def make(kind: str = "dilated", **settings: Any) -> VSFormerClassifier:
+    return VSFormerClassifier(**{**TINY, **KINDS[kind], **settings})
+
+
+def series(seed: int = 0) -> np.ndarray:
+    X = np.random.default_rng(seed).normal(size=(18, 2, 16))
+    X[6:12, 0] += 3.0
+    X[12:, 1] += 3.0
+    return X
+
+
+LABELS = np.repeat(["down", "flat", "up"], 6)
+_FITTED: dict[str, VSFormerClassifier] = {}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def fitted(kind: str) -> VSFormerClassifier:
+    """Return a fitted classifier that tests share and leave as it is."""
+    if kind not in _FITTED:
+        _FITTED[kind] = make(kind).fit(series(), LABELS)
+    return _FITTED[kind]
+
+
+def assert_shares(found: np.ndarray, n_cases: int, n_classes: int = 3) -> None:
+    assert found.shape == (n_cases, n_classes)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
+
+
+# -- values ----------------------------------------------------------------------------------------------------
+
+
+def test_missing_values_are_taken(fitted, kind):
+    X = series()
+    X[np.random.default_rng(1).random(X.shape) < 0.3] = np.nan
+    model = make(kind).fit(X, LABELS)
+    assert model.score(X, LABELS) > 0.8
+    assert fitted.score(X, LABELS) > 0.8
+
+
+def test_a_channel_that_is_missing_everywhere_is_taken(kind):
+    X = series()
+    X[:, 1] = np.nan
+    model = make(kind).fit(X, LABELS)
+    assert model.score(X, LABELS) > 0.8
+    assert_shares(model.predict_proba(series()), 18)
+
+
+def test_a_case_that_lacks_a_channel_is_taken(fitted):
+    X = series()[:3]
+    X[0, 0] = np.nan
+    assert_shares(fitted.predict_proba(X), 3)
+    assert not fitted.tokenise(X).observed[0].all()
+
+
+def test_a_case_without_values_gets_the_class_shares_with_a_warning(kind):
+    X, y = series()[:15], LABELS[:15]
+    model = make(kind).fit(X, y)
+    with pytest.warns(
+        SeqattnWarning, match="1 cases have no value at all, the first is case 1.*class shares"
+    ):
+        found = model.predict_proba([X[0], np.full((2, 5), np.nan)])
+    np.testing.assert_allclose(found[1], [6 / 15, 6 / 15, 3 / 15])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_values_are_refused_with_case_and_channel(fitted, kind, value):
+    X = series()
+    X[3, 1, 5] = value
+    for use in (lambda: make(kind).fit(X, LABELS), lambda: fitted.predict(X), lambda: fitted.explain(X)):
+        with pytest.raises(
+            DataError, match=r"Case 3 holds an infinite value \(inf\) in channel 1 at time point 5"
+        ):
+            use()
+
+
+def test_series_without_any_value_are_refused(kind):
+    with pytest.raises(DataError, match="No case has a finite value. Check how missing values are written"):
+        make(kind).fit(series() * np.nan, LABELS)
+
+
+def test_a_class_without_any_value_is_refused(kind):
+    X = series()
+    X[LABELS == "up"] = np.nan
+    with (
+        pytest.warns(SeqattnWarning, match="6 training cases have no value"),
+        pytest.raises(DataError, match="No case of the class 'up' has a value. Leave the class out"),
+    ):
+        make(kind).fit(X, LABELS)
+
+
+def test_constant_channels_and_cases_are_taken(kind):
+    X = series()
+    X[:, 1], X[4, 0] = 7.0, 0.0
+    model = make(kind).fit(X, LABELS)
+    assert model.score(X, LABELS) > 0.8
+    assert 1 not in model.shapes_["channel"].to_list()
+    assert_shares(model.predict_proba(series()), 18)
+
+
+def test_data_that_never_change_give_shares_close_to_those_of_the_classes(kind):
+    X, y = np.ones((16, 2, 12)), LABELS[:16]
+    model = make(kind).fit(X, y)
+    np.testing.assert_allclose(model.predict_proba(X), np.tile([6 / 16, 6 / 16, 4 / 16], (16, 1)), atol=0.1)
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_very_small_and_very_large_numbers_are_taken(fitted, kind, factor):
+    model = make(kind).fit(factor * series(), LABELS)
+    np.testing.assert_allclose(
+        model.predict_proba(factor * series(1)), fitted.predict_proba(series(1)), atol=1e-6
+    )
+
+
+# -- lengths and channels --------------------------------------------------------------------------------------
+
+
+def test_lengths_may_be_unequal_and_may_differ_at_predict(fitted, kind):
+    X = [case[:, : 16 - row % 5] for row, case in enumerate(series())]
+    model = make(kind).fit(X, LABELS)
+    assert model.length_range_ == (12, 16)
+    new = [np.tile(series()[0], 4), series()[7][:, :3], series()[17]]
+    for each in (model, fitted):
+        assert_shares(each.predict_proba(new), 3)
+        assert each.predict(new)[2] == "up"
+
+
+def test_another_number_of_channels_is_refused_with_both_numbers(fitted):
+    text = "The cases have 3 channels, but the classifier was fitted with 2. Give the same channels"
+    for use in (fitted.predict, fitted.predict_proba, fitted.explain, fitted.tokenise):
+        with pytest.raises(DataError, match=text):
+            use(np.zeros((2, 3, 16)))
+
+
+def test_cases_with_unequal_channels_are_refused(kind):
+    with pytest.raises(DataError, match=r"Case 1 has 1 channel\(s\), and case 0 has 2"):
+        make(kind).fit([series()[0], series()[1][:1]], ["a", "b"])
+
+
+def test_rows_of_another_length_are_refused_with_both_numbers():
+    model = make().fit(series()[:, 0], LABELS)
+    assert model.n_features_in_ == 16
+    with pytest.raises(DataError, match="X has 12 features, but VSFormerClassifier is expecting 16 features"):
+        model.predict(series()[:, 0, :12])
+    assert_shares(model.predict_proba(list(series()[:, 0, :12])), 18)
+
+
+def test_series_of_less_than_three_points_are_refused_with_the_case(fitted, kind):
+    short = [*series()[:17], series()[17][:, :2]]
+    text = r"Case 17 has 2 time point\(s\) .* at least 3 are needed"
+    for use in (lambda: make(kind).fit(short, LABELS), lambda: fitted.predict(short)):
+        with pytest.raises(DataError, match=text):
+            use()
+    with pytest.raises(DataError, match=r"Case 0 has 2 time point\(s\)"):
+        make(kind).fit(series()[:, :1, :2], LABELS)
+    assert_shares(make(kind).fit(series()[..., :3], LABELS).predict_proba(series()), 18)
+
+
+def test_swapped_axes_are_warned_of():
+    X = np.random.default_rng(0).normal(size=(6, 70, 20))
+    with pytest.warns(SeqattnWarning, match="70 channels and 20 time points: its axes look swapped"):
+        make(network_weight=0.0).fit(X, [0, 1] * 3)
+
+
+def test_one_case_is_predicted_and_none_is_refused(fitted):
+    assert_shares(fitted.predict_proba(series()[:1]), 1)
+    for nothing in (series()[:0], []):
+        with pytest.raises(DataError, match=r"There are no cases: 0 sample\(s\) were given"):
+            fitted.predict(nothing)
+
+
+# -- kinds of arrays -------------------------------------------------------------------------------------------
+
+ARRAYS = {
+    "object": lambda X, folder: X.astype(object),
+    "fortran": lambda X, folder: np.asfortranarray(X),
+    "float32": lambda X, folder: X.astype(np.float32),
+    "reversed": lambda X, folder: X[::-1].copy()[::-1],
+    "read-only": lambda X, folder: _locked(X.copy()),
+    "memory-mapped": lambda X, folder: np.load(_saved(X, folder), mmap_mode="r"),
+    "lists": lambda X, folder: X.tolist(),
+}
+
+
+def _locked(X: np.ndarray) -> np.ndarray:
+    X.flags.writeable = False
+    return X
+
+
+def _saved(X: np.ndarray, folder: Path) -> Path:
+    np.save(folder / "X.npy", X)
+    return folder / "X.npy"
+
+
+@pytest.mark.parametrize("form", ARRAYS)
+def test_arrays_of_any_kind_give_equal_bits_and_are_not_written_to(form, tmp_path):
+    X = series().astype(np.float32).astype(float)
+    given = ARRAYS[form](X, tmp_path)
+    before = np.array(given, dtype=float).tobytes()
+    found = make().fit(given, LABELS).predict_proba(given)
+    assert found.tobytes() == make().fit(X, LABELS).predict_proba(X).tobytes()
+    assert np.array(given, dtype=float).tobytes() == before
+
+
+def test_whole_numbers_are_taken():
+    X = np.round(series() * 10).astype(np.int16)
+    assert make().fit(X, LABELS).predict_proba(X).tobytes() == (
+        make().fit(X.astype(float), LABELS).predict_proba(X.astype(float)).tobytes()
+    )
+
+
+# -- labels ----------------------------------------------------------------------------------------------------
+
+
+def test_one_class_gives_a_constant_classifier_with_a_warning(kind, tmp_path):
+    with pytest.warns(SeqattnWarning, match="All labels are 'only': every prediction will be that class"):
+        model = make(kind).fit(series(), ["only"] * 18)
+    for each in (model, seqattn.load(model.save(tmp_path))):
+        assert each.predict(series()).tolist() == ["only"] * 18
+        assert each.predict_proba(series()).tolist() == [[1.0]] * 18
+        with pytest.raises(DataError, match="knows one class only"):
+            each.explain(series())
+
+
+def test_a_class_with_one_case_is_warned_of_by_name(kind):
+    labels = LABELS.astype("<U9")
+    labels[0] = "rare"
+    with pytest.warns(SeqattnWarning, match="1 of 4 classes have one training case, for example 'rare'"):
+        model = make(kind).fit(series(), labels)
+    assert_shares(model.predict_proba(series()), 18, 4)
+    own = model.shapes_.filter(model.shapes_["class"] == "rare")
+    assert own["prior"].to_list() == [0.0] * len(own)
+    if kind == "motif":
+        assert len(own) == 0
+
+
+@pytest.mark.filterwarnings("ignore:The number of unique classes is greater")
+def test_classes_of_one_case_each_can_be_learnt(kind):
+    with pytest.warns(SeqattnWarning, match="18 of 18 classes have one training case"):
+        model = make(kind).fit(series(), np.arange(18))
+    assert_shares(model.predict_proba(series()), 18, 18)
+
+
+LABELS_REFUSED = {
+    "missing number": (np.where(np.arange(18) == 3, np.nan, 1.0), r"y is missing \(None or NaN\) for case 3"),
+    "missing text": ([*LABELS[:-1], None], r"y is missing \(None or NaN\) for case 17"),
+    "continuous": (np.linspace(0, 1, 18), "The labels y are no classes. Unknown label type: continuous"),
+    "two columns": (np.zeros((18, 2), int), r"y has the shape \(18, 2\): y should be a 1d array"),
+    "mixed objects": (np.array(["a", 1] * 9, dtype=object), "The labels y are of several types: int, str"),
+    "too few": (LABELS[:5], r"y has the shape \(5,\), and there are 18 cases"),
+    "none": (None, "requires y to be passed, but the target y is None"),
+}
+
+
+@pytest.mark.parametrize("what", LABELS_REFUSED)
+def test_labels_that_are_no_classes_are_refused(what):
+    labels, text = LABELS_REFUSED[what]
+    with pytest.raises(DataError, match=text):
+        make().fit(series(), labels)
+
+
+def test_a_column_of_labels_is_taken_with_a_warning():
+    with pytest.warns(DataConversionWarning, match="column-vector y was passed"):
+        model = make().fit(series(), LABELS[:, None])
+    assert model.predict(series()).shape == (18,)
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------
+
+
+def test_many_channels_and_long_series_are_bounded_and_reported(kind):
+    wide = np.random.default_rng(0).normal(size=(6, 300, 12))
+    with pytest.warns(SeqattnWarning, match="axes look swapped"):
+        report = make(kind, network_weight=0.0).fit(wide, [0, 1] * 3).fit_report_
+    assert report["shape_tokens"] <= 8
+    assert report["value_tokens"] <= 8
+    long = np.random.default_rng(0).normal(size=(6, 1, 5000))
+    model = make(kind, max_length=200, network_weight=0.0).fit(long, [0, 1] * 3)
+    assert (model.fit_report_["longest"], model.fit_report_["points_per_mean"]) == (5000, 25)
+
+
+# -- use -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use", ["predict", "predict_proba", "score", "explain", "tokenise", "save", "shapes_"]
+)
+def test_use_before_fit_is_refused(use, tmp_path):
+    model = make()
+    arguments = {"save": [tmp_path], "score": [series(), LABELS], "shapes_": ["shapes_"]}.get(use, [series()])
+    asked = model.__getattribute__ if use == "shapes_" else getattr(model, use)
+    with pytest.raises(NotFittedError, match="is not fitted yet"):
+        asked(*arguments)
+
+
+PARAMETERS_REFUSED = {
+    "a word": ({"shapes": "motifs"}, "shapes='motifs' is not allowed. Give 'dilated' or 'motif'."),
+    "zero epochs": ({"epochs": 0}, "epochs=0 is not allowed. Give a whole number, at least 1."),
+    "a Boolean": ({"n_members": True}, "n_members=True is not allowed. Give a whole number"),
+    "a share": ({"dropout": 1.5}, "dropout=1.5 is not allowed. Give a number from 0 to below 1."),
+    "less than nothing": (
+        {"prior_strength": -1.0},
+        "prior_strength=-1.0 is not allowed. Give a number, at least 0",
+    ),
+    "no part": ({"granularities": ()}, r"granularities=\(\) is not allowed. Give a tuple of whole numbers"),
+    "parts of zero": ({"granularities": (0,)}, "granularities=0 is not allowed. Give a whole number"),
+    "windows": ({"window_fractions": (2,)}, "window_fractions with 2 is not allowed. Give shares"),
+    "heads": ({"n_heads": 3}, "d_model=8 is no multiple of n_heads=3"),
+    "nothing": ({"readout_shapes": 0, "network_weight": 0}, "leave nothing to predict with"),
+    "weights": ({"class_weight": {"x": 1}}, "class_weight names 'x', which is no class"),
+    "attention": ({"attention": "dnse"}, "no attention pattern 'dnse'.*Did you mean 'dense'"),
+    "held out": ({"validation": 2}, "validation=2 is not allowed. Give a share between 0 and 1"),
+    "points": ({"max_length": 1}, "max_length=1 is not allowed. Give a whole number, at least 3."),
+}
+
+
+@pytest.mark.parametrize("what", PARAMETERS_REFUSED)
+def test_parameters_that_are_not_allowed_are_refused(what):
+    given, text = PARAMETERS_REFUSED[what]
+    with pytest.raises(ParameterError, match=text):
+        make(**given).fit(series(), LABELS)
+
+
+def test_nice_input_gives_no_warning(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(kind).fit(series(), LABELS).predict(series())
+
+
+# -- the command line ------------------------------------------------------------------------------------------
+
+
+def refused(*arguments: Any) -> str:
+    result = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert result.exit_code == 3, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+def test_the_command_line_refuses_data_with_code_3_and_the_same_text(tmp_path):
+    good = write(draw(0, 12), tmp_path / "good.ts")
+    settings = [word for name in ("epochs", "readout_shapes") for word in ("--set", f"{name}=1")]
+    done = CliRunner().invoke(
+        cli, ["fit", "classify", "--data", str(good), "--output", str(tmp_path / "run"), *settings]
+    )
+    assert done.exit_code == 0, done.output
+    header = good.read_text().split("@data")[0]
+    files = {
+        "inf": ("1,2,inf:1,2,3:up\n", "Case 0 holds an infinite value"),
+        "short": ("1,2,3:1,2,3:up\n1,2:1,2:down\n", "Case 1 has 2 time point(s)"),
+        "channels": ("1,2,3:up\n", "2"),
+    }
+    for name, (lines, text) in files.items():
+        path = tmp_path / f"{name}.ts"
+        path.write_text(f"{header}@data\n{lines}")
+        assert text in refused("predict", tmp_path / "run", "--data", path)
+        assert text in refused("fit", "classify", "--data", path, "--output", tmp_path / name, *settings)
+    assert "There is no" in refused("predict", tmp_path / "run", "--data", tmp_path / "nothing.ts")
