@@ -312,7 +312,8 @@ def fit_text(task: ModuleType, figures: Mapping[str, Any], model: Path) -> str:
     """
     lines = ["Nothing was held out, so there are no figures."]
     if figures["validation"] is not None:
-        lines = [evaluation_text(task, figures["validation"], figures["model"], "Development data"), ""]
+        held_out = "Held-out cases" if "protocol" in figures["validation"] else "Development data"
+        lines = [evaluation_text(task, figures["validation"], figures["model"], held_out), ""]
     if figures["best_epoch"] is not None:
         lines.append(f"Best epoch: {figures['best_epoch']} of {figures['epochs']}.")
     return "\n".join([*lines, f"Model: {model}"])

@@ -365,7 +365,8 @@ def caption(evaluation: Mapping[str, Any]) -> str:
     evaluation
         What :func:`evaluate` returned.
     """
-    where = f" {evaluation['protocol']}." if "protocol" in evaluation else ""
+    protocol = str(evaluation.get("protocol", ""))
+    where = f" {protocol[0].upper()}{protocol[1:]}." if protocol else ""
     return (
         f"{evaluation['n_cases']:,} cases; log loss in nats per case, Brier score from 0 (best) to 2.{where}"
     )
