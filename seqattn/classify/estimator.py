@@ -126,6 +126,7 @@ class VSFormerClassifier(Fitting):
 
     Examples
     --------
+    >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(20, 2, 30))
     >>> y = np.repeat(["flat", "rising"], 10)
     >>> X[10:] += np.linspace(0, 5, 30)

@@ -150,6 +150,7 @@ def of_pattern():
     train, _ = with_pattern(0, n_cases=60)
     test, starts = with_pattern(1, n_cases=60)
     settings = {**QUICK, "readout_shapes": 0, "tokens": "shape", "epochs": 40, "shape_tokens": 64}
+    settings["n_members"] = 1
     return VSFormerClassifier(**settings, derivatives=False).fit(train), test, starts
 
 
@@ -157,6 +158,7 @@ def of_pattern():
 def of_motions():
     """Return a network fitted on BasicMotions, and the test cases."""
     settings = {**QUICK, "readout_shapes": 0, "epochs": 30, "shape_tokens": 48, "value_tokens": 32}
+    settings["n_members"] = 1
     model = VSFormerClassifier(**settings).fit(load_dataset("BasicMotions", "train"))
     return model, load_dataset("BasicMotions", "test")
 

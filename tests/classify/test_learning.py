@@ -185,7 +185,7 @@ def test_a_share_of_the_cases_chooses_the_number_of_epochs_for_all():
 def test_held_out_cases_bring_the_best_epoch_back():
     train, test = blobs(0, [20, 20], apart=0.3), blobs(1, [50, 50], apart=0.3)
     settings = {**QUICK, "readout_shapes": 0, "learning_rate": 0.05, "dropout": 0.0, "label_smoothing": 0.0}
-    settings["epochs"] = 15
+    settings |= {"epochs": 15, "n_members": 1}
     model = VSFormerClassifier(**settings).fit(train, validation=test)
     losses = [record["valid_loss"] for record in model.history_.records]
     assert model.history_.best_epoch == 1 + int(np.argmin(losses)) < 15

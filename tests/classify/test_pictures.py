@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 
 from seqattn import VSFormerClassifier
 from seqattn.classify import pictures, task
+from seqattn.classify.order import content_order
 from seqattn.data.panels import Panel
 from seqattn.errors import DataError, MissingDependencyError
 
@@ -58,8 +59,9 @@ def panels(figure):
 
 
 def test_on_the_training_cases_shapes_lie_on_the_series_they_come_from(fitted, figures, tmp_path):
-    X, _ = waves()
-    cases = sorted(X, key=lambda case: case.tobytes())
+    X, labels = waves()
+    order = content_order(Panel.of(X), np.unique(labels, return_inverse=True)[1])
+    cases = [X[case] for case in order]
     for name in fitted.classes_.tolist():
         path = fitted.plot_shapes(name, tmp_path / "shapes.png", cases)
         assert path.read_bytes().startswith(b"\x89PNG")

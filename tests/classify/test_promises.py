@@ -77,8 +77,8 @@ def fitted(kind: str) -> VSFormerClassifier:
     return _FITTED[kind]
 
 
-def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+def assert_close(found: np.ndarray, wanted: np.ndarray, most: float = 1e-6) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=most)
 
 
 # -- forms of input --------------------------------------------------------------------------------------------
@@ -272,7 +272,10 @@ def test_missing_points_at_the_end_change_nothing(fitted, kind):
 def test_units_of_channels_change_nothing(fitted, kind, scale):
     shift = np.array([[-20.0], [3.0]])
     model = make(kind).fit([scale * case + shift for case in TRAIN], LABELS)
-    assert_close(model.predict_proba([scale * case + shift for case in TEST]), fitted.predict_proba(TEST))
+    # Scaled anew the series differ in the last bits of float64, the networks' inputs then in some of float32.
+    assert_close(
+        model.predict_proba([scale * case + shift for case in TEST]), fitted.predict_proba(TEST), 1e-5
+    )
 
 
 NAMES = {

@@ -113,7 +113,8 @@ def test_the_hash_tells_of_training_data_and_labels():
         VSFormerClassifier(**{**QUICK, "epochs": 1}).fit(X).fit_report_["learnt"]
         for X in (
             train,
-            Panel(train.series, 1 - train.labels),
+            # Not 1 - labels: other names for the same classes teach the same.
+            Panel(train.series, [*train.labels[[1, 0]], *train.labels[2:]]),
             Panel([*train.series[:-1], train.series[-1] + 1e-6], train.labels),
             train.select(range(39)),
         )
