@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from seqattn import VSFormerClassifier
 from seqattn.classify import pictures, task
@@ -30,13 +31,13 @@ def waves(n_channels: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def figures(monkeypatch):
     """Collect the figures that are drawn, so that what they hold can be looked at."""
-    kept, make = [], pictures._figure
+    kept, save = [], Figure.savefig
 
-    def keep(size):
-        kept.append(make(size))
-        return kept[-1]
+    def keep(figure, *arguments, **options):
+        kept.append(figure)
+        return save(figure, *arguments, **options)
 
-    monkeypatch.setattr(pictures, "_figure", keep)
+    monkeypatch.setattr(Figure, "savefig", keep)
     return kept
 
 
