@@ -357,6 +357,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_table_is_read(tm
 FULL = """
 import resource, sys
 from seqattn.cli import main
+sys.dont_write_bytecode = True  # it would be cut at the limit, and spoil every later import
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 sys.argv = ["seqattn", "datasets", "prepare", "a.parquet", "--output", sys.argv[1]]
 main()

@@ -313,6 +313,7 @@ WRITE = """
 import resource, sys
 import polars as pl
 from seqattn.data.table import write_frames
+sys.dont_write_bytecode = True  # it would be cut at the limit, and spoil every later import
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 frame = pl.DataFrame({"n": range(5000)})
 for ending in ("csv", "parquet", "jsonl"):
