@@ -1,8 +1,8 @@
 """Seconds to fit and to predict: VSFormer and TSTPlus of tsai, on the same cases, threads and machine.
 
 Each side is fitted in a fresh process, tokens and loading of batches included and imports not. tsai has no default
-number of epochs; its documentation fits 100, and so do we (``--epochs``). Its batch of 64, rate of 3e-4 and scaling by
-channel are those of that example; validation is left out on its side. A fit of tsai that would take longer than
+number of epochs; 100 (``--epochs``), a rate of 3e-4 and scaling by channel are our choice, and a batch of 64 is its
+default; validation is left out on its side. A fit of tsai that would take longer than
 ``--cap`` seconds is measured for as many epochs as fit in and scaled up: ``measured_epochs`` says for how many. Ours
 has its own defaults and is never scaled.
 """
