@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,10 @@ def check_parameters(model: Parameters) -> None:
         raise ParameterError(f"d_model={model.d_model} is no multiple of n_heads={model.n_heads}.")
     _check_numbers(model)
     _check_several(model)
+    if not (model.memory is None or isinstance(model.memory, str | Path) or hasattr(model.memory, "cache")):
+        raise ParameterError(
+            f"memory={model.memory!r} is not allowed. Give a folder, a joblib.Memory, or None."
+        )
     if not model.readout_shapes and model.network_weight == 0:
         raise ParameterError("readout_shapes=0 and network_weight=0 leave nothing to predict with.")
 

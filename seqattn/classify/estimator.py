@@ -93,6 +93,10 @@ class VSFormerClassifier(Fitting):
         As in :func:`seqattn.train.settings.resolve_precision`.
     n_jobs
         Threads of the search for motifs; None for one.
+    memory
+        Folder, or a :class:`joblib.Memory`, that keeps tokens by the content of what they were learnt of, so that fits
+        that differ in the network only do not learn them again. It grows by some 100 kB per training case and is not
+        cleared. None keeps nothing. A saved model does not hold it.
     random_state
         Seed of all draws.
     verbose

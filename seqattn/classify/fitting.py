@@ -15,6 +15,7 @@ from scipy.special import softmax
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
 
+from seqattn.classify.caching import learn_tokens
 from seqattn.classify.cases import Cases, case_batch
 from seqattn.classify.checking import check_parameters
 from seqattn.classify.explain import Explaining
@@ -25,7 +26,7 @@ from seqattn.classify.order import class_order, content_order, renumber
 from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
 from seqattn.classify.reading import check_kind, labels_as_axis, with_values
 from seqattn.classify.readout import Readout, stacked
-from seqattn.classify.tokens import Recipe, Tokeniser, Tokens, generator
+from seqattn.classify.tokens import Recipe, Tokens, generator
 from seqattn.data.panels import Panel, row_length
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 from seqattn.train.callbacks import Progress
@@ -224,7 +225,7 @@ class Fitting(Explaining):
     ) -> None:
         """Learn everything from cases; nothing else is looked at, but for the epoch where cases are held out."""
         report = _tell if self.verbose else None
-        self.tokeniser_, tokens = Tokeniser.learn(panel, codes, self._recipe(), seed, report)
+        self.tokeniser_, tokens = learn_tokens(self.memory, panel, codes, self._recipe(), seed, report)
         weights = self._case_weights(codes)
         self.readout_ = None
         if self.readout_shapes:

@@ -58,6 +58,7 @@ class Parameters(ClassifierMixin, BaseEstimator):
         device: str = "auto",
         precision: str = "float32",
         n_jobs: int | None = 1,
+        memory: Any = None,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -100,6 +101,7 @@ class Parameters(ClassifierMixin, BaseEstimator):
         self.device = device
         self.precision = precision
         self.n_jobs = n_jobs
+        self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
 

@@ -251,7 +251,7 @@ class Predicting(Parameters):
         for member, module in enumerate(self.modules_):
             arrays |= {f"module.{member}.{name}": value for name, value in module.state_dict().items()}
         about = {
-            "params": encode_parameters(self.get_params(deep=False)),
+            "params": encode_parameters(self.get_params(deep=False) | {"memory": None}),
             "classes": [encode_label(label) for label in self.classes_.tolist()],
             "labels": self.classes_.dtype.str,
             "n_channels": self.n_channels_,
