@@ -119,16 +119,19 @@ def nearest(
         apart = distances(values, shortened(patterns, points), match)
         n_starts = series.lengths[rows] - points + 1
         places = np.arange(apart.shape[2])
-        is_start = (places < n_starts[:, None])[:, None]
+        counted = places < n_starts[:, None]
         low, high = _range(series.lengths[rows], n_starts, relative, locality)
-        found.share[rows] = ((apart < threshold[:, None]) & is_start).sum(2) / n_starts[:, None]
         rated = np.where((places >= low[..., None]) & (places <= high[..., None]), apart, np.inf)
         if not series.is_whole:
             there = (
                 series.counted[rows, channel, points : longest + 1]
                 - series.counted[rows, channel, : len(places)]
             )
-            rated += np.where(there < _OBSERVED * points, _BLAME, 0.0)[:, None]
+            is_gap = there < _OBSERVED * points
+            rated += np.where(is_gap, _BLAME, 0.0)[:, None]
+            counted &= ~is_gap
+        near = ((apart < threshold[:, None]) & counted[:, None]).sum(2)
+        found.share[rows] = near / np.maximum(counted.sum(1), 1)[:, None]
         found.start[rows] = rated.argmin(2)
         found.distance[rows] = np.take_along_axis(apart, found.start[rows][..., None], 2)[..., 0]
     return found

@@ -163,6 +163,15 @@ def of_motions():
     return model, load_dataset("BasicMotions", "test")
 
 
+@pytest.fixture(scope="module")
+def of_level():
+    """Return a network fitted on cases whose level in one interval tells the class, and new cases."""
+    settings = {**QUICK, "readout_shapes": 0, "tokens": "value", "derivatives": False, "epochs": 30}
+    settings["value_tokens"] = 45
+    model = VSFormerClassifier(**settings, n_members=1).fit(with_level(0, height=1.5))
+    return model, with_level(1, height=1.5)
+
+
 def lost(model: VSFormerClassifier, panel: Panel, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return what the target's logit loses without the ten tokens of largest contribution, and without ten others.
 
@@ -189,7 +198,7 @@ def lost(model: VSFormerClassifier, panel: Panel, seed: int = 0) -> tuple[np.nda
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["of_pattern", "of_motions"])
+@pytest.mark.parametrize("data", ["of_pattern", "of_level", "of_motions"])
 def test_tokens_with_large_contributions_are_missed_more_than_others(data, request):
     model, panel, *_ = request.getfixturevalue(data)
     assert model.score(panel, panel.labels) > 0.9

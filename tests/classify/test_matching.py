@@ -55,6 +55,27 @@ def test_nearest_windows_equal_those_of_a_loop(match, locality):
             assert found.share[row, column] == np.mean(np.array(all_apart) < threshold[column])
 
 
+@pytest.mark.parametrize("match", ["znorm", "raw"])
+def test_windows_that_are_mostly_gaps_are_no_part_of_the_share(match):
+    whole = ragged(5, [30, 24, 41, 12, 19])
+    gone = np.random.default_rng(5).random(whole.observed.shape) < 0.45
+    series = Series(whole.values, whole.lengths, whole.observed & ~gone)
+    patterns, threshold = ragged(6, [12, 12]).values[:, 0], np.array([0.9, 0.8])
+    found = nearest(series, 1, patterns, np.zeros(2), threshold, match=match, locality=None)
+    left_out = 0
+    for row, length in enumerate(series.lengths):
+        starts = range(length - 11)
+        seen = [place for place in starts if series.observed[row, 1, place : place + 12].sum() >= 6]
+        left_out += len(starts) - len(seen)
+        for column, pattern in enumerate(patterns):
+            near = [
+                apart(series.values[row, 1, place : place + 12], pattern, match) < threshold[column]
+                for place in seen
+            ]
+            assert found.share[row, column] == (np.mean(near) if near else 0.0)
+    assert left_out
+
+
 def test_a_case_alone_is_matched_as_in_company(monkeypatch):
     series = ragged(3, [40, 22, 31, 7, 33])
     patterns = ragged(4, [9] * 5).values[:, 0]

@@ -7,7 +7,7 @@ import pytest
 from planted import noise, ragged, with_level
 from sklearn.model_selection import StratifiedKFold
 
-from seqattn.classify import fitting, tokens
+from seqattn.classify import tokens
 from seqattn.classify.estimator import VSFormerClassifier
 from seqattn.classify.tokens import Recipe, Tokeniser, Tokens
 from seqattn.data.panels import Panel
@@ -101,7 +101,7 @@ def test_tokens_for_the_choice_are_learnt_without_the_cases_that_are_held_out(wa
         seen.append({case.tobytes() for case in panel.series})
         return real(panel, labels, *rest)
 
-    monkeypatch.setattr(fitting.Tokeniser, "learn", spy)
+    monkeypatch.setattr(Tokeniser, "learn", spy)
     VSFormerClassifier(**QUICK, **{way: 0.25}).fit(train)
     assert [len(cases) for cases in seen] == [30, 40]
     assert seen[0] < seen[1]
@@ -122,12 +122,13 @@ def test_the_hash_tells_of_training_data_and_labels():
     assert len(set(hashes)) == 4
 
 
-def accuracies(monkeypatch, is_leaky: bool) -> np.ndarray:
+def accuracies(monkeypatch, n_permutations: int, is_leaky: bool) -> np.ndarray:
     """Return cross-validated accuracies on noise with permuted labels, one per permutation."""
     setting = {**QUICK, "tokens": "value", "readout_shapes": 0, "derivatives": False, "label_smoothing": 0.0}
     setting |= {"epochs": 20, "batch_size": 30, "learning_rate": 0.02, "dropout": 0.0, "value_tokens": 10}
+    setting["n_members"] = 1
     real, found = Tokeniser.learn, []
-    for seed in range(6):
+    for seed in range(n_permutations):
         X = noise(seed, n_cases=40, n_channels=30, time=24, n_classes=2)
         y = np.random.default_rng(seed).permutation(X.labels)
 
@@ -136,7 +137,7 @@ def accuracies(monkeypatch, is_leaky: bool) -> np.ndarray:
             tokeniser, _ = real(X, y, recipe, seed, report)
             return tokeniser, tokeniser(panel)
 
-        monkeypatch.setattr(fitting.Tokeniser, "learn", leaky if is_leaky else real)
+        monkeypatch.setattr(Tokeniser, "learn", leaky if is_leaky else real)
         right = []
         for learned, judged in StratifiedKFold(3, shuffle=True, random_state=seed).split(y, y):
             model = VSFormerClassifier(**setting).fit(X.select(learned), y[learned])
@@ -152,9 +153,9 @@ def is_at_chance(found: np.ndarray) -> bool:
 
 @pytest.mark.slow
 def test_labels_that_mean_nothing_stay_at_chance_in_cross_validation(monkeypatch):
-    assert is_at_chance(accuracies(monkeypatch, is_leaky=False))
+    assert is_at_chance(accuracies(monkeypatch, 20, is_leaky=False))
     # The same with tokens that are learnt outside the folds is found out.
-    leaky = accuracies(monkeypatch, is_leaky=True)
+    leaky = accuracies(monkeypatch, 6, is_leaky=True)
     assert not is_at_chance(leaky)
     assert leaky.mean() > 0.6
 
