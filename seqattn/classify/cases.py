@@ -17,7 +17,7 @@ __all__ = ["Cases", "case_batch"]
 
 def case_batch(
     tokens: Tokens,
-    shapes: slice,
+    own: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     dtype: torch.dtype = torch.float32,
@@ -28,16 +28,16 @@ def case_batch(
     ----------
     tokens
         The tokens.
-    shapes
-        Which shape tokens the network takes.
+    own
+        Numbers of the tokens that the network takes, shapes first; None for all.
     labels, weights
         Class and weight of each case, where they are known.
     dtype
         Kind of the numbers.
     """
     n_shapes = tokens.shape.shape[1]
-    shares = [tokens.share[:, :n_shapes][:, shapes], tokens.share[:, n_shapes:]]
-    observed = np.concatenate(shares, axis=1) > 0
+    own = np.arange(tokens.share.shape[1]) if own is None else own
+    shapes, values = own[own < n_shapes], own[own >= n_shapes] - n_shapes
 
     def numbers(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
@@ -45,8 +45,8 @@ def case_batch(
     return CaseBatch(
         shape=numbers(tokens.shape[:, shapes]),
         shape_span=numbers(tokens.shape_span[:, shapes]),
-        value=numbers(tokens.value),
-        observed=torch.from_numpy(observed),
+        value=numbers(tokens.value[:, values]),
+        observed=torch.from_numpy(tokens.share[:, own] > 0),
         labels=torch.from_numpy(np.zeros(0, dtype=np.int64) if labels is None else labels),
         weights=numbers(np.zeros(0) if weights is None else weights),
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqattn.classify.series import Series
-from seqattn.classify.shapes import Matches, shape_prior
+from seqattn.classify.shapes import Matches
 
 __all__ = ["DilatedShapes"]
 
@@ -51,7 +51,7 @@ class DilatedShapes:
     threshold
         Distance below which it occurs.
     prior, inside, outside
-        See :func:`seqattn.classify.shapes.shape_prior`; NaN until :meth:`weighed` was called.
+        See :func:`seqattn.classify.shapes.shape_prior`; NaN until :func:`seqattn.classify.members.weighed` was called.
 
     References
     ----------
@@ -98,6 +98,7 @@ class DilatedShapes:
         channels: np.ndarray,
         rng: np.random.Generator,
         *,
+        among: np.ndarray | None = None,
         most_channels: int = 1,
         together: int = 1,
         is_normed: bool | None = None,
@@ -116,6 +117,8 @@ class DilatedShapes:
             Channels that are drawn from.
         rng
             Where the draws come from.
+        among
+            Numbers of the cases that prototypes and thresholds are taken from; None for all.
         most_channels
             Most channels of one prototype; their number is drawn, small ones more often.
         together
@@ -131,7 +134,9 @@ class DilatedShapes:
         most = np.log2(max((usual - 1) / (points - 1), 1.0))
         dilation = np.floor(2 ** (rng.random(n_groups) * most)).astype(np.int64)[group]
         normed = rng.random(n_groups)[group] < (_NORMED if is_normed is None else float(is_normed))
-        source = rng.integers(len(series), size=n_shapes)
+        among = np.arange(len(series)) if among is None else among
+        place = rng.integers(len(among), size=n_shapes)
+        source = among[place]
         last = series.lengths[source] - 1
         room = np.maximum(last + 1 - (points - 1) * dilation, 1)
         start = np.floor(rng.random(n_shapes) * room).astype(np.int64)
@@ -154,20 +159,8 @@ class DilatedShapes:
             nothing,
         )
         share = rng.uniform(0.05, 0.1, n_shapes)
-        return replace(shapes, threshold=shapes._thresholds(series, _others(labels, source, rng), share))
-
-    def weighed(self, distances: np.ndarray, labels: np.ndarray) -> Self:
-        """Return the shapes with their priors.
-
-        Parameters
-        ----------
-        distances
-            What :meth:`statistics` gives of the training cases first.
-        labels
-            Classes of the training cases.
-        """
-        prior, inside, outside = shape_prior(distances, labels, self.label, self.source)
-        return replace(self, prior=prior, inside=inside, outside=outside)
+        other = among[_others(labels[among], place, rng)]
+        return replace(shapes, threshold=shapes._thresholds(series, other, share))
 
     def statistics(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
         """Return how near cases come, and where.

@@ -264,8 +264,7 @@ class Explaining(Predicting):
         tokeniser = self._tokeniser()
         intervals = tokeniser.intervals
         gains = {f"gain_{name}": intervals.gain[:, place] for place, name in enumerate(STATISTICS)}
-        weight = np.full(len(intervals), np.nan)
-        weight[: tokeniser.n_intervals] = self.means_["interval_weight"]
+        is_token = np.isin(np.arange(len(intervals)), tokeniser.chosen)
         return pl.DataFrame(
             {
                 "id": np.arange(len(intervals)),
@@ -275,8 +274,8 @@ class Explaining(Predicting):
                 "end": intervals.spans[:, 1],
                 **gains,
                 "prior": intervals.prior,
-                "is_token": np.arange(len(intervals)) < tokeniser.n_intervals,
-                "weight": weight,
+                "is_token": is_token,
+                "weight": np.where(is_token, self.means_["interval_weight"], np.nan),
             }
         )
 
@@ -370,25 +369,23 @@ class Explaining(Predicting):
 
     def _remember_means(self, tokens: Tokens) -> None:
         """Note mean contributions and logits over the training cases."""
-        n_classes, n_shapes = len(self.classes_), tokens.shape.shape[1]
-        shape_weight, interval_weight = np.zeros(n_shapes), np.zeros(tokens.value.shape[1])
+        tokeniser, n_shapes = self._tokeniser(), tokens.shape.shape[1]
+        weight, interval_weight = np.zeros(tokens.share.shape[1]), np.zeros(len(tokeniser.intervals))
         self.means_ = {"logits": self._logits(tokens).mean(axis=0)}
         if self.readout_ is not None:
             self.means_["features"] = np.concatenate([part.mean(axis=0) for part in tokens.families])
         for member in range(len(self.modules_)):
             shares = self._network_shares(tokens, member)
             self.means_[f"network.{member}"] = shares.mean(axis=0)
-            size = np.abs(shares - shares.mean(axis=0)).mean(axis=(0, 2))
-            own = self._own_shapes(member)
-            shape_weight[own] += size[: len(size) - len(interval_weight)]
-            interval_weight += size[len(size) - len(interval_weight) :]
-        self.means_ |= {"shape_weight": shape_weight, "interval_weight": interval_weight}
-        self.means_["n_classes"] = np.array(n_classes)
+            weight[tokeniser.own(member)] = np.abs(shares - shares.mean(axis=0)).mean(axis=(0, 2))
+        np.add.at(interval_weight, tokeniser.chosen, weight[n_shapes:])
+        self.means_ |= {"shape_weight": weight[:n_shapes], "interval_weight": interval_weight}
+        self.means_["n_classes"] = np.array(len(self.classes_))
 
     @torch.inference_mode()
     def _network_shares(self, tokens: Tokens, member: int) -> np.ndarray:
         """Return what the tokens of a member add to the logits, ``(cases, tokens, classes)``."""
-        module, own = self.modules_[member], self._own_shapes(member)
+        module, own = self.modules_[member], self._tokeniser().own(member)
         batch = case_batch(tokens, own, dtype=module.decision.weight.dtype)
         device = module.decision.weight.device
         parts = [
@@ -400,25 +397,26 @@ class Explaining(Predicting):
     @torch.inference_mode()
     def _received(self, tokens: Tokens, member: int) -> np.ndarray:
         """Return the mean attention that each token of a member gets, ``(cases, tokens)``."""
-        module, own = self.modules_[member], self._own_shapes(member)
+        module, own = self.modules_[member], self._tokeniser().own(member)
         batch = case_batch(tokens, own, dtype=module.decision.weight.dtype).to(module.decision.weight.device)
         return np.asarray(module.received(batch).double().cpu().numpy())
 
     def _pieces(self, tokens: Tokens, series: Series) -> Iterator[Pieces]:
         tokeniser = self._tokeniser()
         channels, spans = tokeniser.channel, tokeniser.intervals.spans
-        n_shapes, n_intervals = len(tokeniser.shapes), tokeniser.n_intervals
-        value_spans = np.broadcast_to(spans[:n_intervals], (len(tokens), n_intervals, 2))
+        n_shapes = len(tokeniser.shapes)
         for member in range(len(self.modules_)):
-            own = np.arange(n_shapes)[self._own_shapes(member)]
+            everything = tokeniser.own(member)
+            own, values = everything[everything < n_shapes], everything[everything >= n_shapes]
+            intervals = tokeniser.chosen[values - n_shapes]
+            value_spans = np.broadcast_to(spans[intervals], (len(tokens), len(intervals), 2))
             shares = self._network_shares(tokens, member) - self.means_[f"network.{member}"]
             received = self._received(tokens, member)
             parts = (
-                ("shape", own, tokens.shape_span[:, own], slice(0, len(own))),
-                ("value", np.arange(n_intervals), value_spans, slice(len(own), None)),
+                ("shape", own, own, tokens.shape_span[:, own], slice(0, len(own))),
+                ("value", intervals, values, value_spans, slice(len(own), None)),
             )
-            for kind, number, where, place in parts:
-                place_in_all = number if kind == "shape" else n_shapes + number
+            for kind, number, place_in_all, where, place in parts:
                 yield Pieces(
                     kind=kind,
                     number=number,

@@ -20,6 +20,7 @@ from seqattn.classify.cases import Cases, case_batch
 from seqattn.classify.checking import check_parameters
 from seqattn.classify.explain import Explaining
 from seqattn.classify.folds import cut
+from seqattn.classify.members import left_out_by
 from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
 from seqattn.classify.order import class_order, content_order, renumber
@@ -258,7 +259,7 @@ class Fitting(Explaining):
     ) -> None:
         """Train the members, each without a part of the cases, and let these parts tell what the members are worth."""
         seed, epochs = order
-        away = _parts(codes, self.n_members, generator(seed, "parts"))
+        away = left_out_by(codes, self.n_members, generator(seed, "parts"))
         left_out = np.full((len(codes), len(self.classes_)), np.nan)
         watchers = [
             _Watcher(self, watched, member) for member in range(self.n_members) if watched is not None
@@ -306,11 +307,11 @@ class Fitting(Explaining):
         checkpoint: Path | None,
     ) -> History:
         (tokens, codes, weights), (seed, member, epochs) = data, order
-        shapes, size = self._own_shapes(member), self._batch_size(len(codes))
-        whole, valid = case_batch(tokens, shapes, codes, weights), None
+        own, size = self._tokeniser().own(member), self._batch_size(len(codes))
+        whole, valid = case_batch(tokens, own, codes, weights), None
         if held_out is not None:
             theirs = self._codes(held_out)
-            valid = case_batch(self._tokeniser()(held_out), shapes, theirs, np.ones(len(theirs)))
+            valid = case_batch(self._tokeniser()(held_out), own, theirs, np.ones(len(theirs)))
         settings = FitSettings(
             epochs=epochs,
             learning_rate=self.learning_rate,
@@ -341,7 +342,6 @@ class Fitting(Explaining):
         return history
 
     def _recipe(self) -> Recipe:
-        own = self.n_members if self.shapes == "dilated" and self.network_weight != 0 else 1
         return Recipe(
             shapes=self.shapes,
             window_fractions=tuple(self.window_fractions),
@@ -351,12 +351,13 @@ class Fitting(Explaining):
             profile_cap=self.profile_cap,
             derivatives=self.derivatives,
             granularities=tuple(self.granularities),
-            shape_tokens=self.shape_tokens * own,
+            shape_tokens=self.shape_tokens,
             value_tokens=self.value_tokens,
             tokens=self.tokens,
             readout_shapes=self.readout_shapes,
             max_length=self.max_length,
             n_jobs=self.n_jobs,
+            n_members=self.n_members if self.network_weight != 0 else 1,
         )
 
     def _module(self, tokens: Tokens, seed: int, member: int) -> VSFormer:
@@ -431,19 +432,6 @@ def _write_watched(model: Fitting, panel: Panel, watchers: Sequence[_Watcher]) -
         predicted = model.classes_[(readout + model.blend_[1] * networks).argmax(axis=1)]
         record["watched_accuracy"] = float((predicted == labels).mean())
         record["watched_seconds"] = sum(watcher.seconds[epoch] for watcher in watchers)
-
-
-def _parts(codes: np.ndarray, n_members: int, rng: np.random.Generator) -> np.ndarray:
-    """Return which member does without each case, in equal parts of each class; -1 for none.
-
-    With one member, and of a class with one case, none is left out.
-    """
-    away = np.full(len(codes), -1)
-    for code in np.unique(codes) if n_members > 1 else ():
-        rows = rng.permutation(np.flatnonzero(codes == code))
-        if len(rows) > 1:
-            away[rows] = (np.arange(len(rows)) + rng.integers(n_members)) % n_members
-    return away
 
 
 def _tell(text: str) -> None:

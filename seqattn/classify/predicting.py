@@ -51,13 +51,6 @@ class Predicting(Parameters):
     fit_report_: dict[str, Any]
     validation_: dict[str, Any] | None
 
-    def _own_shapes(self, member: int) -> slice:
-        """Return which shape tokens a member takes: its own where they are drawn, all where they are found."""
-        n_shapes = len(self._tokeniser().shapes)
-        if self.shapes == "motif" or not n_shapes:
-            return slice(0, n_shapes)
-        return slice(member * self.shape_tokens, (member + 1) * self.shape_tokens)
-
     def _network(self, facts: TokenFacts) -> VSFormer:
         module = VSFormer(
             facts,
@@ -78,10 +71,9 @@ class Predicting(Parameters):
         return module.to(dtype=resolve_precision(self.precision))
 
     def _facts(self, member: int, shape_features: int) -> TokenFacts:
-        tokeniser, shapes = self._tokeniser(), self._own_shapes(member)
-        n_shapes, n_classes = len(tokeniser.shapes), len(self.classes_)
-        own = np.concatenate([np.arange(n_shapes)[shapes], np.arange(n_shapes, len(tokeniser.channel))])
-        spans = tokeniser.intervals.spans[: tokeniser.n_intervals]
+        tokeniser, n_classes = self._tokeniser(), len(self.classes_)
+        own, n_shapes = tokeniser.own(member), len(tokeniser.shapes)
+        spans = tokeniser.intervals.spans[tokeniser.chosen[own[own >= n_shapes] - n_shapes]]
         return TokenFacts(
             channel=torch.from_numpy(tokeniser.channel[own]),
             label=torch.from_numpy(tokeniser.label(n_classes)[own]),
@@ -204,7 +196,7 @@ class Predicting(Parameters):
         """Return the logits of one network."""
         module = self.modules_[member]
         weight = module.decision.weight
-        batch = case_batch(tokens, self._own_shapes(member), dtype=weight.dtype)
+        batch = case_batch(tokens, self._tokeniser().own(member), dtype=weight.dtype)
         rows = torch.arange(len(tokens)).split(256)
         parts = [module(batch.select(some).to(weight.device)).double().cpu() for some in rows]
         return np.asarray(torch.cat(parts).numpy())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
 from seqattn.classify.dilated import DilatedShapes
+from seqattn.classify.members import chosen_intervals, joined, left_out_by, weighed, without
 from seqattn.classify.motifs import MotifShapes
 from seqattn.classify.series import Scaling, Series
 from seqattn.classify.shapes import Matches
@@ -111,6 +112,8 @@ class Recipe:
         Points beyond which series are shortened.
     n_jobs
         Threads of the search for motifs.
+    n_members
+        How many networks have tokens of their own.
     """
 
     shapes: str
@@ -127,6 +130,7 @@ class Recipe:
     readout_shapes: int
     max_length: int
     n_jobs: int | None
+    n_members: int = 1
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,11 @@ class Tokeniser:
     level, spread
         Training mean and deviation of their statistics, ``(shapes, 3)``.
     intervals
-        All intervals; the first ones are tokens.
-    n_intervals
-        How many of them are tokens.
+        All intervals.
+    chosen, chosen_prior
+        Which of them are tokens, member by member, and their priors.
+    sizes
+        How many shape tokens and value tokens each member has, ``(members, 2)``.
     banks
         Further dilated shapes for the readout, one family each.
     bank_levels
@@ -159,7 +165,9 @@ class Tokeniser:
     level: np.ndarray
     spread: np.ndarray
     intervals: Intervals
-    n_intervals: int
+    chosen: np.ndarray
+    chosen_prior: np.ndarray
+    sizes: np.ndarray
     banks: tuple[DilatedShapes, ...]
     bank_levels: tuple[np.ndarray, ...]
 
@@ -195,10 +203,15 @@ class Tokeniser:
         intervals = Intervals.of(
             series, labels, recipe.granularities, constant, generator(seed, "permutations")
         )
-        shapes = _shapes(series, labels, channels, recipe, seed, report)
+        away = left_out_by(labels, recipe.n_members, generator(seed, "parts"))
+        parts = _shapes(series, labels, channels, recipe, seed, away, report)
+        shapes, n_shapes = joined(parts), [len(part) for part in parts]
         matches, statistics = _matched(shapes, series)
         if isinstance(shapes, DilatedShapes):
-            shapes = shapes.weighed(statistics[..., 0], labels)
+            shapes = weighed(shapes, n_shapes, statistics[..., 0], labels, away)
+        rngs = [generator(seed, f"permutations {member}") for member in range(recipe.n_members)]
+        most = 0 if recipe.tokens == "shape" else recipe.value_tokens
+        chosen = chosen_intervals(intervals, series, labels, constant, most, away, rngs)
         level, spread = _moments(statistics)
         banks = _banks(series, labels, channels, scaling.mean.size, recipe, seed, report)
         found = [bank.statistics(series)[0] for bank in banks]
@@ -209,7 +222,9 @@ class Tokeniser:
             level=level,
             spread=spread,
             intervals=intervals,
-            n_intervals=0 if recipe.tokens == "shape" else min(len(intervals), recipe.value_tokens),
+            chosen=np.concatenate([rows for rows, _ in chosen]),
+            chosen_prior=np.concatenate([prior for _, prior in chosen]),
+            sizes=np.array([[size, len(rows)] for size, (rows, _) in zip(n_shapes, chosen, strict=True)]),
             banks=banks,
             bank_levels=tuple(_moments(values)[0] for values in found),
         )
@@ -244,27 +259,25 @@ class Tokeniser:
         content = matches.content.copy()
         content[..., -_STATISTICS:] = np.nan_to_num((statistics - self.level) / self.spread, nan=0.0)
         values = self.intervals.tokens(series)
-        share = np.concatenate(
-            [matches.observed, self.intervals.observed(series)[:, : self.n_intervals]], axis=1
-        )
+        share = np.concatenate([matches.observed, self.intervals.observed(series)[:, self.chosen]], axis=1)
         families = [
             np.where(np.isfinite(each), each, level).reshape(len(series), -1)
             for each, level in zip(found, self.bank_levels, strict=True)
         ]
         families += [values[:, rows].reshape(len(series), -1) for rows in self.interval_families()]
-        return Tokens(content, matches.spans, values[:, : self.n_intervals], share, tuple(families))
+        return Tokens(content, matches.spans, values[:, self.chosen], share, tuple(families))
 
     def interval_families(self) -> list[np.ndarray]:
         """Return the intervals that the readout reads, by family: of the channels, and of their differences."""
         is_difference = self.intervals.channel >= len(self.scaling.mean)
         parts = [np.flatnonzero(~is_difference), np.flatnonzero(is_difference)]
-        return [rows for rows in parts if len(rows) and self.n_intervals]
+        return [rows for rows in parts if len(rows) and len(self.chosen)]
 
     def report(self) -> dict[str, Any]:
         """Return sizes, and what was capped, as JSON values."""
         return {
             "shape_tokens": len(self.shapes),
-            "value_tokens": self.n_intervals,
+            "value_tokens": len(self.chosen),
             "intervals": len(self.intervals),
             "readout_shapes": sum(map(len, self.banks)),
             "longest": self.scaling.length * self.scaling.factor,
@@ -281,14 +294,28 @@ class Tokeniser:
 
     @property
     def prior(self) -> np.ndarray:
-        """Priors of the tokens, shapes first, each kind in units of its largest."""
-        intervals = self.intervals.prior[: self.n_intervals]
-        return np.concatenate([_relative(self.shapes.prior), _relative(intervals)])
+        """Priors of the tokens, shapes first; those of a kind in units of the largest that its member has."""
+        kinds = zip((self.shapes.prior, self.chosen_prior), self.sizes.T, strict=True)
+        parts = [np.split(prior, np.cumsum(sizes)[:-1]) for prior, sizes in kinds]
+        return np.concatenate([_relative(part) for kind in parts for part in kind])
+
+    def own(self, member: int) -> np.ndarray:
+        """Return the numbers of the tokens of a member, shapes first.
+
+        Parameters
+        ----------
+        member
+            Its number, from 0.
+        """
+        ends = np.cumsum(self.sizes, axis=0)
+        first, last = ends[member] - self.sizes[member], ends[member]
+        values = len(self.shapes) + np.arange(first[1], last[1])
+        return np.concatenate([np.arange(first[0], last[0]), values])
 
     @property
     def channel(self) -> np.ndarray:
         """Channel of each token, shapes first; with differences, channel C + c is the difference of channel c."""
-        return np.concatenate([self.shapes.channel, self.intervals.channel[: self.n_intervals]])
+        return np.concatenate([self.shapes.channel, self.intervals.channel[self.chosen]])
 
     def label(self, n_classes: int) -> np.ndarray:
         """Return the class of each shape token, and the number of classes for each interval.
@@ -298,7 +325,7 @@ class Tokeniser:
         n_classes
             Number of classes.
         """
-        return np.concatenate([self.shapes.label, np.full(self.n_intervals, n_classes)])
+        return np.concatenate([self.shapes.label, np.full(len(self.chosen), n_classes)])
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays by name."""
@@ -309,8 +336,9 @@ class Tokeniser:
         }
         arrays |= {f"bank_levels.{number}": level for number, level in enumerate(self.bank_levels)}
         is_motif = isinstance(self.shapes, MotifShapes)
-        sizes = np.array([self.n_intervals, len(self.banks), int(self.derivatives), int(is_motif)])
-        return {**arrays, "level": self.level, "spread": self.spread, "sizes": sizes}
+        kinds = np.array([len(self.banks), int(self.derivatives), int(is_motif)])
+        rest = ("level", "spread", "chosen", "chosen_prior", "sizes")
+        return {**arrays, **{name: getattr(self, name) for name in rest}, "kinds": kinds}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
@@ -321,7 +349,7 @@ class Tokeniser:
         arrays
             What it returned.
         """
-        n_intervals, n_banks, derivatives, is_motif = (int(size) for size in arrays["sizes"])
+        n_banks, derivatives, is_motif = (int(kind) for kind in arrays["kinds"])
         return cls(
             scaling=Scaling.from_arrays(_below(arrays, "scaling.")),
             derivatives=bool(derivatives),
@@ -329,7 +357,9 @@ class Tokeniser:
             level=arrays["level"],
             spread=arrays["spread"],
             intervals=Intervals.from_arrays(_below(arrays, "intervals.")),
-            n_intervals=n_intervals,
+            chosen=arrays["chosen"],
+            chosen_prior=arrays["chosen_prior"],
+            sizes=arrays["sizes"],
             banks=tuple(
                 DilatedShapes.from_arrays(_below(arrays, f"banks.{number}.")) for number in range(n_banks)
             ),
@@ -347,29 +377,50 @@ def _shapes(
     channels: np.ndarray,
     recipe: Recipe,
     seed: int,
+    away: np.ndarray,
     report: Callable[[str], None] | None,
-) -> DilatedShapes | MotifShapes:
-    """Find or draw the shapes that are tokens; without a channel that changes there are none."""
-    rng, is_wanted = generator(seed, "shapes"), len(channels) > 0 and recipe.tokens != "value"
+) -> list[DilatedShapes] | list[MotifShapes]:
+    """Find or draw the shapes that are tokens of each member; without a channel that changes there are none."""
+    rngs = [generator(seed, f"shapes {member}") for member in range(recipe.n_members)]
+    is_wanted, parts = len(channels) > 0 and recipe.tokens != "value", without(away, recipe.n_members)
     if recipe.shapes == "motif" and is_wanted:
-        return MotifShapes.find(
-            series,
-            labels,
-            int(labels.max()) + 1,
-            window_fractions=recipe.window_fractions,
-            motifs_per_cell=recipe.motifs_per_cell,
-            match=recipe.match,
-            locality=recipe.locality,
-            profile_cap=recipe.profile_cap,
-            shape_tokens=recipe.shape_tokens,
-            is_constant=np.isin(np.arange(series.n_channels), channels, invert=True),
-            rng=rng,
-            n_jobs=recipe.n_jobs,
-            report=report,
-        )
+        cases = zip(parts, rngs, strict=True)
+        return [_motifs(series, labels, rows, channels, recipe, rng, report) for rows, rng in cases]
+    n_shapes = recipe.shape_tokens if is_wanted else 0
     if report is not None and is_wanted:
-        report(f"{recipe.shape_tokens:,} dilated shapes in {len(series):,} cases")
-    return DilatedShapes.draw(series, labels, recipe.shape_tokens if is_wanted else 0, channels, rng)
+        report(f"{n_shapes * recipe.n_members:,} dilated shapes in {len(series):,} cases")
+    return [
+        DilatedShapes.draw(series, labels, n_shapes, channels, rng, among=rows)
+        for rows, rng in zip(parts, rngs, strict=True)
+    ]
+
+
+def _motifs(
+    series: Series,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    channels: np.ndarray,
+    recipe: Recipe,
+    rng: np.random.Generator,
+    report: Callable[[str], None] | None,
+) -> MotifShapes:
+    """Find the motifs of some cases."""
+    found = MotifShapes.find(
+        series.select(rows),
+        labels[rows],
+        int(labels.max()) + 1,
+        window_fractions=recipe.window_fractions,
+        motifs_per_cell=recipe.motifs_per_cell,
+        match=recipe.match,
+        locality=recipe.locality,
+        profile_cap=recipe.profile_cap,
+        shape_tokens=recipe.shape_tokens,
+        is_constant=np.isin(np.arange(series.n_channels), channels, invert=True),
+        rng=rng,
+        n_jobs=recipe.n_jobs,
+        report=report,
+    )
+    return replace(found, source=rows[found.source])
 
 
 def _banks(

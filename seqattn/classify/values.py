@@ -10,7 +10,7 @@ import numpy as np
 
 from seqattn.classify.series import Series
 
-__all__ = ["STATISTICS", "Intervals", "information_gain"]
+__all__ = ["STATISTICS", "Intervals", "information_gain", "interval_gain"]
 
 STATISTICS = ("mean", "deviation", "slope")
 # Fewer points have no slope to speak of.
@@ -94,8 +94,7 @@ class Intervals:
         empty = np.zeros((len(cells), 3))
         whole = cls(channel, parts, place, empty, empty, empty + 1)
         raw = whole.raw(series)
-        gain = information_gain(raw.reshape(len(series), -1), labels, rng).reshape(-1, 3)
-        gain[constant[channel]] = 0.0
+        gain = interval_gain(raw, labels, constant[channel], rng)
         best = np.argsort(-gain.max(axis=1), kind="stable")
         mean, spread = _moments(raw[:, best])
         return cls(channel[best], parts[best], place[best], gain[best], mean, spread)
@@ -201,6 +200,27 @@ def _moments(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = np.where(there, raw, 0.0).sum(axis=0) / counts
     spread = np.sqrt(np.where(there, (raw - mean) ** 2, 0.0).sum(axis=0) / counts)
     return mean, np.where(spread > 1e-9, spread, 1.0)
+
+
+def interval_gain(
+    raw: np.ndarray, labels: np.ndarray, is_constant: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the information gain of each statistic of each interval, ``(intervals, 3)``.
+
+    Parameters
+    ----------
+    raw
+        Statistics of cases, see :meth:`Intervals.raw`.
+    labels
+        Classes of the cases.
+    is_constant
+        Which intervals lie in channels that never change; they have no gain.
+    rng
+        Where the permutations of labels come from.
+    """
+    gain = information_gain(raw.reshape(len(raw), -1), labels, rng).reshape(-1, 3)
+    gain[is_constant] = 0.0
+    return gain
 
 
 def information_gain(features: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,6 +8,7 @@ from planted import noise, ragged, scaled, with_pattern
 
 from seqattn.classify import dilated
 from seqattn.classify.dilated import DilatedShapes, _others
+from seqattn.classify.members import weighed
 from seqattn.classify.series import Series
 from seqattn.classify.shapes import shape_prior
 from seqattn.data.panels import Panel
@@ -20,6 +21,13 @@ SETS = {
     "ragged": ragged(1, [50, 31, 74, 40, 12, 28, 5], n_channels=3),
     "gappy": ragged(2, [50, 31, 74, 40, 28, 60, 45], n_channels=3, gaps=0.5),
 }
+
+
+def with_priors(shapes: DilatedShapes, series: Series, labels: np.ndarray) -> DilatedShapes:
+    """Return shapes of all cases with their priors."""
+    return weighed(
+        shapes, [len(shapes)], shapes.statistics(series)[0][..., 0], labels, np.full(len(labels), -1)
+    )
 
 
 def draw(panel: Panel, n_shapes: int = 40, seed: int = 0, **changes) -> tuple[DilatedShapes, Series]:
@@ -241,12 +249,12 @@ def test_two_equal_cases_of_two_classes_give_their_shapes_no_prior():
     panel = Panel([case, case], ["a", "b"])
     panel = Panel(panel.series, np.array([0, 1]))
     shapes, series = draw(panel)
-    assert not shapes.weighed(shapes.statistics(series)[0][..., 0], panel.labels).prior.any()
+    assert not with_priors(shapes, series, panel.labels).prior.any()
     # Also with a second case in each class, which is like the shape: the others hold the shape itself.
     near = case + np.random.default_rng(2).normal(size=(1, 40)) * 0.1
     panel = Panel([case, near, case, near], np.array([0, 0, 1, 1]))
     shapes, series = draw(panel)
-    assert not shapes.weighed(shapes.statistics(series)[0][..., 0], panel.labels).prior.any()
+    assert not with_priors(shapes, series, panel.labels).prior.any()
 
 
 @pytest.mark.parametrize(("outside", "has_prior"), [(0.9e-3, False), (1.1e-3, True)])
@@ -280,7 +288,7 @@ def test_a_planted_pattern_has_the_largest_priors():
     panel, starts = with_pattern(0, n_cases=40)
     panel = Panel(panel.series, (panel.labels == "with").astype(np.int64))
     shapes, series = draw(panel, n_shapes=600)
-    shapes = shapes.weighed(shapes.statistics(series)[0][..., 0], panel.labels)
+    shapes = with_priors(shapes, series, panel.labels)
     best = np.argsort(-shapes.prior)[:10]
     for shape in best:
         source = shapes.source[shape]
@@ -293,5 +301,5 @@ def test_a_planted_pattern_has_the_largest_priors():
     copies = (noise(seed, n_cases=40, n_channels=3, time=100, n_classes=2) for seed in range(5))
     for copy in copies:
         plain, of_noise = draw(copy, n_shapes=600)
-        weighed = plain.weighed(plain.statistics(of_noise)[0][..., 0], copy.labels)
-        assert weighed.prior.max() < shapes.prior[best].min()
+        known = with_priors(plain, of_noise, copy.labels)
+        assert known.prior.max() < shapes.prior[best].min()

@@ -180,7 +180,7 @@ def lost(model: VSFormerClassifier, panel: Panel, seed: int = 0) -> tuple[np.nda
     tokens, found = model.tokenise(panel), model.explain(panel)
     shares = np.concatenate([found.contribution(piece) for piece in found.pieces], axis=1)
     rows, rng = np.arange(len(panel)), np.random.default_rng(seed)
-    batch = case_batch(tokens, slice(None))
+    batch = case_batch(tokens)
     assert shares.shape == batch.observed.shape
 
     def logits(gone: np.ndarray) -> np.ndarray:
@@ -255,7 +255,7 @@ def test_the_table_of_shapes_tells_where_they_come_from(way):
 
 def test_the_table_of_intervals_names_the_level():
     panel = with_level(0, n_cases=300, height=0.6)
-    model = VSFormerClassifier(**{**QUICK, "epochs": 1, "derivatives": False}).fit(panel)
+    model = VSFormerClassifier(**{**QUICK, "epochs": 1, "derivatives": False, "n_members": 1}).fit(panel)
     table = model.intervals_
     best = table.row(0, named=True)
     assert (best["channel"], best["is_difference"], best["start"], best["end"]) == (1, False, 0.25, 0.5)

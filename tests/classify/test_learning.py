@@ -222,8 +222,8 @@ def test_logits_of_members_are_averaged(shapes):
     model = VSFormerClassifier(**{**QUICK, "readout_shapes": 0}, n_members=3, shapes=shapes).fit(train)
     assert len(model.modules_) == 3
     whole, members = model._logits(model.tokenise(test)), model.modules_
-    own = [model._own_shapes(member) for member in range(3)]
-    assert len({(part.start, part.stop) for part in own}) == (3 if shapes == "dilated" else 1)
+    own = [model.tokeniser_.own(member) for member in range(3)]
+    assert np.array_equal(np.sort(np.concatenate(own)), np.arange(model.tokenise(test).share.shape[1]))
     tokens = model.tokenise(test)
     with torch.inference_mode():
         parts = [
