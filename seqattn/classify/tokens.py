@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -215,17 +215,29 @@ class Tokeniser:
         )
         return learnt, learnt._tokens(series, matches, statistics, found)
 
-    def __call__(self, panel: Panel) -> Tokens:
+    def __call__(
+        self, panel: Panel, families: Collection[int] | None = None, *, has_shapes: bool = True
+    ) -> Tokens:
         """Return the tokens of cases.
 
         Parameters
         ----------
         panel
             Any cases with the channels of the training data.
+        families
+            Numbers of the families of shapes that are computed; the others have the training means. None for all.
+        has_shapes
+            Whether the shape tokens are computed, which only the network reads; without, they are as if not there.
         """
         series = self.series(panel)
-        found = [bank.statistics(series)[0] for bank in self.banks]
-        return self._tokens(series, *_matched(self.shapes, series), found)
+        found = [
+            bank.statistics(series)[0]
+            if families is None or number in families
+            else np.full((len(series), len(bank), _STATISTICS), np.nan)
+            for number, bank in enumerate(self.banks)
+        ]
+        matched = _matched(self.shapes, series) if has_shapes else _unmatched(len(series), len(self.shapes))
+        return self._tokens(series, *matched, found)
 
     def series(self, panel: Panel) -> Series:
         """Return cases as the tokens see them.
@@ -419,6 +431,13 @@ def _matched(shapes: DilatedShapes | MotifShapes, series: Series) -> tuple[Match
     matches = shapes.match(series)
     is_there = matches.observed[..., None] > 0
     return matches, np.where(is_there, matches.content[..., -_STATISTICS:], np.nan)
+
+
+def _unmatched(n_cases: int, n_shapes: int) -> tuple[Matches, np.ndarray]:
+    """Return matches of shapes of which nothing was observed."""
+    content = np.zeros((n_cases, n_shapes, _STATISTICS))
+    matches = Matches(content, np.zeros((n_cases, n_shapes, 2)), np.zeros((n_cases, n_shapes)))
+    return matches, np.full_like(content, np.nan)
 
 
 def _moments(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
