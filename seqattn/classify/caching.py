@@ -11,7 +11,8 @@ import numpy as np
 from sklearn.utils.validation import check_memory
 
 import seqattn
-from seqattn.classify.tokens import Recipe, Tokeniser, Tokens
+from seqattn.classify.recipe import Recipe
+from seqattn.classify.tokens import Tokeniser, Tokens
 from seqattn.data.panels import Panel
 
 __all__ = ["learn_tokens"]

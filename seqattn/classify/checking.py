@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from seqattn.classify.parameters import Parameters
-from seqattn.classify.tokens import KINDS
+from seqattn.classify.recipe import KINDS
 from seqattn.errors import ParameterError
 
 __all__ = ["check_parameters"]

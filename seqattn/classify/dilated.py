@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from functools import cached_property, partial
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,18 +13,35 @@ from torch import Tensor
 
 from seqattn.classify.series import Series
 from seqattn.classify.shapes import Matches
+from seqattn.classify.windows import STEPS, Windows, normed
+from seqattn.train.threads import share_out
 
 __all__ = ["DilatedShapes"]
 
 POINTS = 11
 # Share of prototypes that are compared without level and spread, where both kinds are drawn.
 _NORMED = 0.7
-_FLAT = 1e-4
-# Numbers in one block of windows and distances. 512 prototypes in 1,422 cases of 3 x 182 points, CPU seconds of one
-# thread: 2^15 4.7, 2^17 2.9, 2^19 2.5, 2^21 3.6.
-_BLOCK = 2**19
-# What each start adds to distances: far more than rounding, far less than what tells shapes apart.
-_STEP = 2.0**-36
+# Numbers in one block of windows and distances.
+_BLOCK = 2**21
+# Cases whose windows are prepared at a time.
+_CASES = 512
+# Mean square of the points of a prototype beyond which float32 would leave less than five digits of small distances.
+_LARGE = 16.0
+
+
+class _Group(NamedTuple):
+    """Shapes that share their windows.
+
+    Their distances are ``factors @ columns + above``, with what :meth:`Windows.columns` returns.
+    """
+
+    members: np.ndarray
+    channels: Tensor
+    step: int
+    span: int
+    is_normed: bool
+    factors: Tensor
+    above: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -133,7 +151,7 @@ class DilatedShapes:
         sets = _channel_sets(channels, n_groups, min(most_channels, len(channels)), rng)[group]
         most = np.log2(max((usual - 1) / (points - 1), 1.0))
         dilation = np.floor(2 ** (rng.random(n_groups) * most)).astype(np.int64)[group]
-        normed = rng.random(n_groups)[group] < (_NORMED if is_normed is None else float(is_normed))
+        has_no_level = rng.random(n_groups)[group] < (_NORMED if is_normed is None else float(is_normed))
         among = np.arange(len(series)) if among is None else among
         place = rng.integers(len(among), size=n_shapes)
         source = among[place]
@@ -142,7 +160,7 @@ class DilatedShapes:
         start = np.floor(rng.random(n_shapes) * room).astype(np.int64)
         places = np.minimum(start[:, None] + np.arange(points) * dilation[:, None], last[:, None])
         raw = series.values[source[:, None, None], sets[:, :, None], places[:, None]]
-        patterns = np.where(normed[:, None, None], _normed(torch.from_numpy(raw)).numpy(), raw)
+        patterns = np.where(has_no_level[:, None, None], normed(torch.from_numpy(raw)).numpy(), raw)
         patterns[sets < 0] = 0.0
         nothing = np.full(n_shapes, np.nan)
         shapes = cls(
@@ -152,7 +170,7 @@ class DilatedShapes:
             start,
             dilation,
             patterns,
-            normed,
+            has_no_level,
             nothing,
             nothing,
             nothing,
@@ -180,15 +198,13 @@ class DilatedShapes:
         """
         statistics = np.empty((len(series), len(self), 3))
         start = np.zeros((len(series), len(self)), dtype=np.int64)
-        for group in self._groups() if len(self) else ():
-            n_windows = max(series.values.shape[-1] - (self.points - 1) * int(self.dilation[group[0]]), 1)
-            numbers = self.points * len(self._own_channels(int(group[0]))) + len(group)
-            at_once = max(_BLOCK // (n_windows * numbers), 1)
-            for first in range(0, len(series), at_once):
-                rows = np.arange(first, min(first + at_once, len(series)))
-                found = self._nearest(series, rows, group)
-                statistics[rows[:, None], group] = found[0]
-                start[rows[:, None], group] = found[1]
+        # Cases of similar lengths are computed together.
+        order = np.argsort(series.lengths, kind="stable")
+        at_once = max(min(_CASES, 4 * _BLOCK // max(series.values[:1].size, 1)), 1)
+        for first in range(0, len(series) if len(self) else 0, at_once):
+            rows = order[first : first + at_once]
+            windows = Windows.of(series, rows, int(self.spans.max()))
+            share_out(partial(self._fill, statistics, start, windows, rows), self._groups)
         return statistics, start
 
     def match(self, series: Series) -> Matches:
@@ -228,69 +244,107 @@ class DilatedShapes:
         """
         return cls(**{known.name: arrays[known.name] for known in fields(cls)})
 
-    def _groups(self) -> Iterator[np.ndarray]:
-        """Yield the shapes that share channels, dilation and norm, and so their windows."""
-        keys = np.column_stack([self.channels, self.dilation, self.is_normed])
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        """Return what is pickled: nothing that can be computed again."""
+        return self.to_arrays()
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        """The shapes that share channels, dilation, norm and precision, and so their windows."""
+        if not len(self):
+            return []
+        keys = np.column_stack([self.channels, self.dilation, self.is_normed, self._is_large])
         _, group = np.unique(keys, axis=0, return_inverse=True)
         order = np.argsort(group.ravel(), kind="stable")
-        yield from np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1)
+        parts = np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1)
+        return [self._group(part) for part in parts]
 
-    def _own_channels(self, shape: int) -> np.ndarray:
-        return self.channels[shape][self.channels[shape] >= 0]
-
-    def _nearest(self, series: Series, rows: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return statistics and starts of some cases for the shapes of a group."""
-        windows, is_there, counts = self._windows(series, rows, int(group[0]))
-        distances = _mean_squares(windows, self._flat_patterns(group).T, is_there)
-        nearest, start = distances.min(dim=1)
-        near = (distances < torch.from_numpy(self.threshold[group])).sum(dim=1)
-        n_there = counts if is_there is None else is_there.sum(dim=1).clamp(min=1)
-        place = start.double() / (counts[:, None] - 1).clamp(min=1)
-        found = torch.stack(
-            [(nearest - start * _STEP).clamp(min=0), place, near.double() / n_there[:, None]], dim=-1
+    def _group(self, members: np.ndarray) -> _Group:
+        """Return what shapes have in common, and what their windows are multiplied by."""
+        first = int(members[0])
+        channels = self.channels[first][self.channels[first] >= 0]
+        patterns = self.patterns[members, : len(channels)].reshape(len(members), -1)
+        factors = np.pad(patterns * (-2 / patterns.shape[1]), ((0, 0), (0, 1)), constant_values=1.0)
+        dtype = torch.float64 if self._is_large[first] else torch.float32
+        return _Group(
+            members=members,
+            channels=torch.from_numpy(channels),
+            step=int(self.dilation[first]),
+            span=int(self.spans[first]),
+            is_normed=bool(self.is_normed[first]),
+            factors=torch.from_numpy(factors).to(dtype),
+            above=(patterns**2).mean(axis=1),
         )
-        found[torch.isinf(nearest)] = torch.nan
-        return found.numpy(), start.numpy()
 
-    def _windows(self, series: Series, rows: np.ndarray, shape: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return all windows of cases ``(cases, starts, numbers)``, which are there, and how many each case has."""
-        channels, step = self._own_channels(shape), int(self.dilation[shape])
-        lengths = torch.from_numpy(series.lengths[rows])
-        counts = (lengths - (self.points - 1) * step).clamp(min=1)
-        starts = torch.arange(int(counts.max()))
-        places = starts[:, None] + torch.arange(self.points) * step
-        values = torch.from_numpy(series.values[rows[:, None], channels])
-        if series.is_whole and int(places.max()) < values.shape[-1]:
-            windows, is_there = values[..., places], None
-        else:
-            size = (len(rows), len(channels), len(starts), self.points)
-            inside = torch.minimum(places, (lengths - 1)[:, None, None]).flatten(1)[:, None]
-            inside = inside.expand(-1, len(channels), -1)
-            windows = values.gather(2, inside).view(size)
-            observed = torch.from_numpy(series.observed[rows[:, None], channels]).gather(2, inside).view(size)
-            enough = 2 * observed.sum(dim=(1, 3)) >= self.points * len(channels)
-            is_there = (starts < counts[:, None]) & enough
-        windows = _normed(windows) if self.is_normed[shape] else windows
-        return windows.transpose(1, 2).flatten(2), is_there, counts
+    @cached_property
+    def _is_large(self) -> np.ndarray:
+        """Which prototypes have points so large that their distances are computed in float64."""
+        n_channels = (self.channels >= 0).sum(axis=1)
+        return np.asarray((self.patterns**2).mean(axis=2).sum(axis=1) > _LARGE * n_channels)
 
-    def _flat_patterns(self, group: np.ndarray) -> Tensor:
-        """Return the prototypes of a group as rows."""
-        return torch.from_numpy(self.patterns[group, : len(self._own_channels(int(group[0])))]).flatten(1)
+    def _fill(
+        self, statistics: np.ndarray, start: np.ndarray, windows: Windows, rows: np.ndarray, group: _Group
+    ) -> None:
+        """Write what a group of shapes finds in some cases."""
+        for some in _blocks(windows, group):
+            cells = rows[some, None], group.members
+            statistics[cells], start[cells] = self._nearest(windows, some, group)
+
+    def _nearest(self, windows: Windows, some: slice, group: _Group) -> tuple[np.ndarray, np.ndarray]:
+        """Return statistics and starts of some cases for the shapes of a group."""
+        columns, is_there = windows.columns(
+            some,
+            group.channels,
+            self.points,
+            group.step,
+            is_normed=group.is_normed,
+            dtype=group.factors.dtype,
+        )
+        distances = torch.bmm(group.factors.expand(len(columns), -1, -1), columns)
+        start = distances.numpy().argmin(axis=2)
+        nearest = np.take_along_axis(distances.numpy(), start[..., None], axis=2)[..., 0] + group.above
+        limits = torch.from_numpy(self.threshold[group.members] - group.above).to(columns.dtype)
+        # In place: numbers are added up much faster than truth values.
+        near = distances.lt_(limits[:, None]).sum(dim=2).numpy()
+        counts = windows.counts(some, group.span).numpy()[:, None]
+        n_there = is_there.sum(dim=1).clamp(min=1).numpy()[:, None]
+        found = np.empty((*start.shape, 3))
+        found[..., 0] = np.maximum(nearest - start * STEPS[columns.dtype], 0.0)
+        found[..., 1] = start / np.maximum(counts - 1, 1)
+        found[..., 2] = near / n_there
+        found[np.isinf(nearest)] = np.nan
+        return found, start
 
     def _thresholds(self, series: Series, other: np.ndarray, share: np.ndarray) -> np.ndarray:
         """Return for each shape a quantile of the distances in another case."""
         found = np.zeros(len(self))
-        for group in self._groups() if len(self) else ():
-            windows, is_there, counts = self._windows(series, other[group], int(group[0]))
-            distances = _mean_squares(windows, self._flat_patterns(group)[..., None], is_there)[..., 0]
-            counts = counts if is_there is None else is_there.sum(dim=1)
-            ordered = distances.sort(dim=1).values
-            last = (counts - 1).clamp(min=0)
-            rank = (torch.from_numpy(share[group]) * last).long()
+        for group in self._groups:
+            windows = Windows.of(series, other[group.members], group.span, group.channels.numpy())
+            columns, is_there = windows.columns(
+                slice(None),
+                torch.arange(len(group.channels)),
+                self.points,
+                group.step,
+                is_normed=group.is_normed,
+                dtype=group.factors.dtype,
+            )
+            ordered = torch.bmm(group.factors[:, None], columns)[:, 0].sort(dim=1).values.double()
+            last = (is_there.sum(dim=1) - 1).clamp(min=0)
+            rank = (torch.from_numpy(share[group.members]) * last).long()
             # Between two distances, so that no window of that case lies on the threshold unless they are equal.
             around = torch.stack([rank, torch.minimum(rank + 1, last)], dim=1)
-            found[group] = ordered.gather(1, around).mean(dim=1).numpy()
+            found[group.members] = ordered.gather(1, around).mean(dim=1).numpy() + group.above
         return found
+
+
+def _blocks(windows: Windows, group: _Group) -> Iterator[slice]:
+    """Yield cases with the same number of columns, as many as have a block of windows and distances for a group."""
+    widths, counts = windows.widths(group.span).unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    for first, width, end in zip([0, *ends], widths.tolist(), ends, strict=False):
+        at_once = max(_BLOCK // (width * sum(group.factors.shape)), 1)
+        for start in range(first, end, at_once):
+            yield slice(start, min(start + at_once, end))
 
 
 def _channel_sets(channels: np.ndarray, n_sets: int, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -300,29 +354,6 @@ def _channel_sets(channels: np.ndarray, n_sets: int, most: int, rng: np.random.G
     sizes = np.floor(2 ** (rng.random(n_sets) * np.log2(most + 1))).astype(np.int64)
     sets = rng.permuted(np.broadcast_to(channels, (n_sets, len(channels))), axis=1)[:, :most]
     return np.where(np.arange(most) < sizes[:, None], sets, -1)
-
-
-def _normed(windows: Tensor) -> Tensor:
-    """Return windows without level and spread; flat ones are 0."""
-    centred = windows - windows.mean(-1, keepdim=True)
-    spread = centred.square().mean(-1, keepdim=True).sqrt()
-    return torch.where(spread > _FLAT, centred / spread.clamp(min=_FLAT), 0.0)
-
-
-def _mean_squares(windows: Tensor, patterns: Tensor, is_there: Tensor | None) -> Tensor:
-    """Return mean squared differences of windows ``(cases, starts, numbers)`` and patterns ``(..., numbers, shapes)``.
-
-    In one product, in which squares are further numbers; infinite where no window is. Each start adds a little, so
-    that the first of equal windows is the nearest in whatever batch they are computed.
-    """
-    size = windows.shape[-1]
-    squares = windows.square().sum(-1, keepdim=True) / size
-    squares += torch.arange(windows.shape[-2], dtype=squares.dtype)[:, None] * _STEP
-    if is_there is not None:
-        squares = squares.masked_fill(~is_there[..., None], torch.inf)
-    longer = torch.cat([windows, squares, torch.ones_like(squares)], dim=-1)
-    above = patterns.square().sum(-2, keepdim=True) / size
-    return longer @ torch.cat([patterns * (-2 / size), torch.ones_like(above), above], dim=-2)
 
 
 def _others(labels: np.ndarray, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -27,7 +27,8 @@ from seqattn.classify.order import class_order, content_order, renumber
 from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
 from seqattn.classify.reading import check_kind, labels_as_axis, with_values
 from seqattn.classify.readout import Readout, stacked
-from seqattn.classify.tokens import Recipe, Tokens, generator
+from seqattn.classify.recipe import Recipe, generator
+from seqattn.classify.tokens import Tokens
 from seqattn.data.panels import Panel, row_length
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
 from seqattn.train.callbacks import Progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from seqattn.classify.dilated import DilatedShapes
 from seqattn.classify.motifs import MotifShapes
+from seqattn.classify.recipe import Recipe, generator
 from seqattn.classify.series import Series
 from seqattn.classify.shapes import shape_prior
 from seqattn.classify.values import Intervals, interval_gain
 
-__all__ = ["chosen_intervals", "joined", "left_out_by", "weighed", "without"]
+__all__ = ["chosen_intervals", "joined", "left_out_by", "member_shapes", "weighed", "without"]
 
 
 def left_out_by(labels: np.ndarray, n_members: int, rng: np.random.Generator) -> np.ndarray:
@@ -133,3 +134,71 @@ def chosen_intervals(
         best = np.lexsort((intervals.place, intervals.parts, intervals.channel, -prior))[:most]
         found.append((best, prior[best]))
     return found
+
+
+def member_shapes(
+    series: Series,
+    labels: np.ndarray,
+    channels: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    away: np.ndarray,
+    report: Callable[[str], None] | None,
+) -> list[DilatedShapes] | list[MotifShapes]:
+    """Return the shapes that are tokens of each member; without a channel that changes there are none.
+
+    Parameters
+    ----------
+    series, labels
+        Training cases and their classes.
+    channels
+        Numbers of the channels that change.
+    recipe
+        How tokens are made.
+    seed
+        Of all draws.
+    away
+        What :func:`left_out_by` returns.
+    report
+        Told what is being done.
+    """
+    rngs = [generator(seed, f"shapes {member}") for member in range(recipe.n_members)]
+    is_wanted, parts = len(channels) > 0 and recipe.tokens != "value", without(away, recipe.n_members)
+    if recipe.shapes == "motif" and is_wanted:
+        cases = zip(parts, rngs, strict=True)
+        return [_motifs(series, labels, rows, channels, recipe, rng, report) for rows, rng in cases]
+    n_shapes = recipe.shape_tokens if is_wanted else 0
+    if report is not None and is_wanted:
+        report(f"{n_shapes * recipe.n_members:,} dilated shapes in {len(series):,} cases")
+    return [
+        DilatedShapes.draw(series, labels, n_shapes, channels, rng, among=rows)
+        for rows, rng in zip(parts, rngs, strict=True)
+    ]
+
+
+def _motifs(
+    series: Series,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    channels: np.ndarray,
+    recipe: Recipe,
+    rng: np.random.Generator,
+    report: Callable[[str], None] | None,
+) -> MotifShapes:
+    """Find the motifs of some cases."""
+    found = MotifShapes.find(
+        series.select(rows),
+        labels[rows],
+        int(labels.max()) + 1,
+        window_fractions=recipe.window_fractions,
+        motifs_per_cell=recipe.motifs_per_cell,
+        match=recipe.match,
+        locality=recipe.locality,
+        profile_cap=recipe.profile_cap,
+        shape_tokens=recipe.shape_tokens,
+        is_constant=np.isin(np.arange(series.n_channels), channels, invert=True),
+        rng=rng,
+        n_jobs=recipe.n_jobs,
+        report=report,
+    )
+    return replace(found, source=rows[found.source])

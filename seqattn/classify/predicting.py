@@ -149,9 +149,8 @@ class Predicting(Parameters):
         rows = np.flatnonzero(full)
         for first in range(0, len(rows), PREDICTED_AT_ONCE):
             some = rows[first : first + PREDICTED_AT_ONCE]
-            found[some] = softmax(
-                self._logits(self.tokeniser_(panel.select(some))) / self.temperature_, axis=1
-            )
+            tokens = self._read_tokens(panel.select(some))
+            found[some] = softmax(self._logits(tokens) / self.temperature_, axis=1)
         return found
 
     def predict(self, X: Any) -> np.ndarray:
@@ -179,6 +178,11 @@ class Predicting(Parameters):
         if labels is None:
             raise DataError("There are no labels to compare with. Give y, one label per case.")
         return float(np.average(self.predict(X) == labels, weights=sample_weight))
+
+    def _read_tokens(self, panel: Panel) -> Tokens:
+        """Return the tokens of cases as far as readout and network take them into account."""
+        families = [] if self.readout_ is None else np.flatnonzero(self.readout_.share).tolist()
+        return self._tokeniser()(panel, families, has_shapes=bool(self.modules_ and self.blend_[1]))
 
     @one_thread()
     def _logits(self, tokens: Tokens) -> np.ndarray:

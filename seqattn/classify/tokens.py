@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from seqattn.classify.dilated import DilatedShapes
-from seqattn.classify.members import chosen_intervals, joined, left_out_by, weighed, without
+from seqattn.classify.members import chosen_intervals, joined, left_out_by, member_shapes, weighed
 from seqattn.classify.motifs import MotifShapes
+from seqattn.classify.recipe import Recipe, generator
 from seqattn.classify.series import Scaling, Series
 from seqattn.classify.shapes import Matches
 from seqattn.classify.values import Intervals
 from seqattn.data.panels import Panel
 
-__all__ = ["Recipe", "Tokeniser", "Tokens", "generator"]
+__all__ = ["Tokeniser", "Tokens"]
 
-KINDS = ("dilated", "motif")
 # Statistics of a match: distance, place, share of near windows.
 _STATISTICS = 3
 # Most channels of a shape that only the readout sees, and how many share their windows.
@@ -29,19 +28,6 @@ _TOGETHER = 64
 # The readout solves an equation of this size at most, and holds this many numbers at most.
 _LARGEST_SYSTEM = 3000
 _MOST_NUMBERS = 2**25
-
-
-def generator(seed: int, name: str) -> np.random.Generator:
-    """Return the source of random draws for one purpose; purposes do not disturb each other.
-
-    Parameters
-    ----------
-    seed
-        Of the whole fit.
-    name
-        The purpose.
-    """
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 @dataclass(frozen=True)
@@ -88,49 +74,6 @@ class Tokens:
     def observed(self) -> np.ndarray:
         """Which tokens are there, ``(cases, tokens)``."""
         return np.asarray(self.share > 0)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How tokens are made; the attributes are parameters of :class:`seqattn.VSFormerClassifier`.
-
-    Attributes
-    ----------
-    shapes, window_fractions, motifs_per_cell, match, locality, profile_cap
-        Which shapes, and how motifs are found.
-    derivatives
-        Whether first differences are further channels.
-    granularities
-        Into how many parts the time axis is cut.
-    shape_tokens, value_tokens
-        How many tokens of each kind at most.
-    tokens
-        Which kinds there are.
-    readout_shapes
-        How many dilated shapes the readout reads, in all families; 0 for no readout.
-    max_length
-        Points beyond which series are shortened.
-    n_jobs
-        Threads of the search for motifs.
-    n_members
-        How many networks have tokens of their own.
-    """
-
-    shapes: str
-    window_fractions: tuple[float, ...]
-    motifs_per_cell: int
-    match: str
-    locality: float | None
-    profile_cap: int
-    derivatives: bool
-    granularities: tuple[int, ...]
-    shape_tokens: int
-    value_tokens: int
-    tokens: str
-    readout_shapes: int
-    max_length: int
-    n_jobs: int | None
-    n_members: int = 1
 
 
 @dataclass(frozen=True)
@@ -204,7 +147,7 @@ class Tokeniser:
             series, labels, recipe.granularities, constant, generator(seed, "permutations")
         )
         away = left_out_by(labels, recipe.n_members, generator(seed, "parts"))
-        parts = _shapes(series, labels, channels, recipe, seed, away, report)
+        parts = member_shapes(series, labels, channels, recipe, seed, away, report)
         shapes, n_shapes = joined(parts), [len(part) for part in parts]
         matches, statistics = _matched(shapes, series)
         if isinstance(shapes, DilatedShapes):
@@ -230,17 +173,29 @@ class Tokeniser:
         )
         return learnt, learnt._tokens(series, matches, statistics, found)
 
-    def __call__(self, panel: Panel) -> Tokens:
+    def __call__(
+        self, panel: Panel, families: Collection[int] | None = None, *, has_shapes: bool = True
+    ) -> Tokens:
         """Return the tokens of cases.
 
         Parameters
         ----------
         panel
             Any cases with the channels of the training data.
+        families
+            Numbers of the families of shapes that are computed; the others have the training means. None for all.
+        has_shapes
+            Whether the shape tokens are computed, which only the network reads; without, they are as if not there.
         """
         series = self.series(panel)
-        found = [bank.statistics(series)[0] for bank in self.banks]
-        return self._tokens(series, *_matched(self.shapes, series), found)
+        found = [
+            bank.statistics(series)[0]
+            if families is None or number in families
+            else np.full((len(series), len(bank), _STATISTICS), np.nan)
+            for number, bank in enumerate(self.banks)
+        ]
+        matched = _matched(self.shapes, series) if has_shapes else _unmatched(len(series), len(self.shapes))
+        return self._tokens(series, *matched, found)
 
     def series(self, panel: Panel) -> Series:
         """Return cases as the tokens see them.
@@ -371,58 +326,6 @@ def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarra
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _shapes(
-    series: Series,
-    labels: np.ndarray,
-    channels: np.ndarray,
-    recipe: Recipe,
-    seed: int,
-    away: np.ndarray,
-    report: Callable[[str], None] | None,
-) -> list[DilatedShapes] | list[MotifShapes]:
-    """Find or draw the shapes that are tokens of each member; without a channel that changes there are none."""
-    rngs = [generator(seed, f"shapes {member}") for member in range(recipe.n_members)]
-    is_wanted, parts = len(channels) > 0 and recipe.tokens != "value", without(away, recipe.n_members)
-    if recipe.shapes == "motif" and is_wanted:
-        cases = zip(parts, rngs, strict=True)
-        return [_motifs(series, labels, rows, channels, recipe, rng, report) for rows, rng in cases]
-    n_shapes = recipe.shape_tokens if is_wanted else 0
-    if report is not None and is_wanted:
-        report(f"{n_shapes * recipe.n_members:,} dilated shapes in {len(series):,} cases")
-    return [
-        DilatedShapes.draw(series, labels, n_shapes, channels, rng, among=rows)
-        for rows, rng in zip(parts, rngs, strict=True)
-    ]
-
-
-def _motifs(
-    series: Series,
-    labels: np.ndarray,
-    rows: np.ndarray,
-    channels: np.ndarray,
-    recipe: Recipe,
-    rng: np.random.Generator,
-    report: Callable[[str], None] | None,
-) -> MotifShapes:
-    """Find the motifs of some cases."""
-    found = MotifShapes.find(
-        series.select(rows),
-        labels[rows],
-        int(labels.max()) + 1,
-        window_fractions=recipe.window_fractions,
-        motifs_per_cell=recipe.motifs_per_cell,
-        match=recipe.match,
-        locality=recipe.locality,
-        profile_cap=recipe.profile_cap,
-        shape_tokens=recipe.shape_tokens,
-        is_constant=np.isin(np.arange(series.n_channels), channels, invert=True),
-        rng=rng,
-        n_jobs=recipe.n_jobs,
-        report=report,
-    )
-    return replace(found, source=rows[found.source])
-
-
 def _banks(
     series: Series,
     labels: np.ndarray,
@@ -470,6 +373,13 @@ def _matched(shapes: DilatedShapes | MotifShapes, series: Series) -> tuple[Match
     matches = shapes.match(series)
     is_there = matches.observed[..., None] > 0
     return matches, np.where(is_there, matches.content[..., -_STATISTICS:], np.nan)
+
+
+def _unmatched(n_cases: int, n_shapes: int) -> tuple[Matches, np.ndarray]:
+    """Return matches of shapes of which nothing was observed."""
+    content = np.zeros((n_cases, n_shapes, _STATISTICS))
+    matches = Matches(content, np.zeros((n_cases, n_shapes, 2)), np.zeros((n_cases, n_shapes)))
+    return matches, np.full_like(content, np.nan)
 
 
 def _moments(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "share_out"]
+
+_Task = TypeVar("_Task")
 
 
 @contextmanager
@@ -28,3 +32,32 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def share_out(work: Callable[[_Task], None], tasks: Iterable[_Task]) -> None:
+    """Do tasks on as many threads as torch may use, each task on one thread.
+
+    Parameters
+    ----------
+    work
+        Does one task; what it writes is no other task's.
+    tasks
+        What it is called with.
+
+    Notes
+    -----
+    Threads share whole tasks, not the sums within them, so that results have the same bits for any number of them.
+    """
+    n_threads = torch.get_num_threads()
+    if n_threads == 1:
+        for task in tasks:
+            work(task)
+        return
+    torch.set_num_threads(1)
+    try:
+        # The number holds for the thread that sets it.
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, tasks):
+                pass
+    finally:
+        torch.set_num_threads(n_threads)

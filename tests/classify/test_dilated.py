@@ -13,9 +13,8 @@ from seqattn.classify.series import Series
 from seqattn.classify.shapes import shape_prior
 from seqattn.data.panels import Panel
 
-# Distances are rounded to steps of 2^-32.
-# Each start adds 2^-36 to distances: 128 of them.
-STEP = 2.0**-29
+# Distances are computed in float32, for prototypes with large points in float64.
+STEP = 2.0**-18
 SETS = {
     "equal": ragged(0, [50] * 7, n_channels=3),
     "ragged": ragged(1, [50, 31, 74, 40, 12, 28, 5], n_channels=3),
@@ -176,6 +175,51 @@ def test_statistics_do_not_depend_on_the_company(name, monkeypatch):
         assert np.array_equal(where[0], start[case])
     monkeypatch.setattr(dilated, "_BLOCK", 1)
     assert np.array_equal(shapes.statistics(series)[0], together, equal_nan=True)
+
+
+@pytest.mark.parametrize("is_normed", [True, False])
+def test_distances_stay_exact_beside_spikes(is_normed):
+    panel = ragged(3, [50, 44, 61, 50], n_channels=3)
+    spiky = [case.copy() for case in panel.series]
+    for row, case in enumerate(spiky):
+        case[row % 3, 7 * row + 5] += 1e5
+    shapes, series = draw(
+        Panel(spiky, panel.labels), n_shapes=64, most_channels=3, together=8, is_normed=is_normed
+    )
+    series = Series(series.values * 200, series.lengths, series.observed)
+    patterns = shapes.patterns * (1 if is_normed else 200)
+    shapes = DilatedShapes.from_arrays({**shapes.to_arrays(), "patterns": patterns})
+    assert is_normed or (patterns**2).mean(axis=2).max() > 1e4
+    found, start = shapes.statistics(series)
+    for case in range(len(series)):
+        for shape in range(len(shapes)):
+            apart, _ = by_loop(shapes, shape, series, case)
+            assert found[case, shape, 0] == pytest.approx(apart.min(), abs=1e-5, rel=1e-5)
+            assert apart[start[case, shape]] == pytest.approx(apart.min(), abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("is_normed", [True, False])
+def test_the_first_of_equal_windows_is_the_nearest(is_normed):
+    wave = np.random.default_rng(4).normal(size=(2, 6))
+    # The level of the second part differs by rounding only.
+    case = np.concatenate([np.tile(wave, 9), np.tile(wave * 3 / 3 + 1e-15, 9)], axis=1)
+    panel = Panel([case, np.concatenate([case, wave, wave], axis=1)], [0, 1])
+    shapes, series = draw(panel, n_shapes=128, most_channels=2, together=16, is_normed=is_normed)
+    start = shapes.statistics(series)[1]
+    assert (start < 6).all()
+
+
+def test_more_points_in_other_cases_change_no_bit():
+    shapes, series = draw(SETS["ragged"], n_shapes=64, most_channels=3, together=16)
+    longer = Panel([*SETS["ragged"].series, np.ones((3, 333))], np.append(SETS["ragged"].labels, 0))
+    values = np.zeros((8, 3, 333))
+    values[:7, :, : series.values.shape[2]] = series.values
+    observed = np.zeros(values.shape, dtype=bool)
+    observed[:7, :, : series.values.shape[2]] = series.observed
+    values[7], observed[7] = longer.series[7], True
+    found = shapes.statistics(Series(values, np.append(series.lengths, 333), observed))
+    for one, other in zip(found, shapes.statistics(series), strict=True):
+        assert np.array_equal(one[:7], other, equal_nan=True)
 
 
 def test_the_seed_decides_and_nothing_else():

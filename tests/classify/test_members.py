@@ -11,7 +11,8 @@ from planted import noise, ragged
 from seqattn.classify import fitting, tokens
 from seqattn.classify.estimator import VSFormerClassifier
 from seqattn.classify.members import left_out_by
-from seqattn.classify.tokens import Recipe, Tokeniser
+from seqattn.classify.recipe import Recipe
+from seqattn.classify.tokens import Tokeniser
 from seqattn.data.panels import Panel
 
 RECIPE = Recipe(

@@ -9,7 +9,8 @@ from sklearn.model_selection import StratifiedKFold
 
 from seqattn.classify import tokens
 from seqattn.classify.estimator import VSFormerClassifier
-from seqattn.classify.tokens import Recipe, Tokeniser, Tokens
+from seqattn.classify.recipe import Recipe
+from seqattn.classify.tokens import Tokeniser, Tokens
 from seqattn.data.panels import Panel
 
 RECIPE = {
