@@ -69,8 +69,8 @@ class VSFormerClassifier(Fitting):
     class_weight
         Weights of the classes: None, ``"balanced"``, or a mapping from class to weight.
     n_members
-        Networks, with weights and (where they are drawn) shapes of their own, whose logits are averaged. Each does
-        without an equal part of the cases of each class; with one nothing is left out.
+        Networks whose logits are averaged. Each does without an equal part of the cases of each class, in its tokens
+        and priors too; with one network nothing is left out.
     calibration
         Share of the cases, for example 0.2, that is held out in a first fit to find the temperature of the
         probabilities; then all are fitted. None leaves them as they are.
@@ -110,6 +110,9 @@ class VSFormerClassifier(Fitting):
         Channels, and shortest and longest training case.
     shapes_, intervals_
         Tables of the tokens, see :class:`seqattn.classify.explain.Explaining`.
+    validation_
+        Figures of training cases from parts of the model that have not seen them, with ``protocol``: how they came
+        about; None where every part has seen every case.
     history_
         What happened in each epoch, of the last member.
     fit_report_

@@ -43,7 +43,11 @@ __all__ = ["Fitting"]
 _STEPS, _EPOCHS = 400, 10
 # Factors of the readout and of the networks where no case was left out, and to which few cases hold them.
 _USUAL_BLEND = (1.0, 0.3)
-_LEFT_OUT = "the linear readout alone, on training cases left out one at a time"
+# How the figures of ``validation_`` came about: of everything, or of the readout where no network did without a case.
+_LEFT_OUT = "training cases, each judged by parts that were fitted without it; what weighs the parts was chosen on them"
+_READOUT_LEFT_OUT = (
+    "the linear readout alone, on training cases left out one at a time; its penalty was chosen on them"
+)
 _SHARPNESS = np.logspace(-1.5, 1.0, 101)
 
 
@@ -233,18 +237,27 @@ class Fitting(Explaining):
         if self.readout_shapes:
             with one_thread():
                 self.readout_ = Readout.fit(tokens.families, codes, len(self.classes_), weights)
-            left_out = softmax(self.readout_.left_out, axis=1)
-            self.validation_ = {
-                **metrics(self.classes_[codes], self.classes_, left_out),
-                "protocol": _LEFT_OUT,
-            }
         self.fit_report_ |= self._tokeniser().report() | {"learnt": self._tokeniser().digest()}
         self.modules_, self.history_, self.blend_ = [], History(), np.array([1.0, 0.0])
+        left_out = np.full((len(codes), len(self.classes_)), np.nan)
         if self.network_weight != 0:
-            self._learn_networks(
+            left_out = self._learn_networks(
                 tokens, codes, weights, (seed, epochs), held_out, observers, checkpoint, watched
             )
+        self.validation_ = self._judged(left_out, codes)
         self._remember_means(tokens)
+
+    def _judged(self, left_out: np.ndarray, codes: np.ndarray) -> dict[str, Any] | None:
+        """Return figures of training cases from parts that have not seen them."""
+        rows, logits = np.flatnonzero(np.isfinite(left_out[:, 0])), self.blend_[1] * left_out
+        if self.readout_ is not None:
+            own = self.blend_[0] * self.readout_.left_out
+            rows, logits = (rows, own + logits) if len(rows) else (np.arange(len(codes)), own)
+        if len(np.unique(codes[rows])) < 2:
+            return None
+        protocol = _LEFT_OUT if np.isfinite(left_out[rows]).all() else _READOUT_LEFT_OUT
+        given = softmax(logits[rows], axis=1)
+        return {**metrics(self.classes_[codes[rows]], self.classes_, given), "protocol": protocol}
 
     @one_thread()
     def _learn_networks(
@@ -257,8 +270,11 @@ class Fitting(Explaining):
         observers: Sequence[Observer],
         checkpoint: Path | None,
         watched: Panel | None,
-    ) -> None:
-        """Train the members, each without a part of the cases, and let these parts tell what the members are worth."""
+    ) -> np.ndarray:
+        """Train the members, each without a part of the cases, and let these parts tell what the members are worth.
+
+        Returns the logits of each case from the member that did without it; NaN where there is none.
+        """
         seed, epochs = order
         away = left_out_by(codes, self.n_members, generator(seed, "parts"))
         left_out = np.full((len(codes), len(self.classes_)), np.nan)
@@ -285,6 +301,7 @@ class Fitting(Explaining):
         self.fit_report_["blend"] = self.blend_.tolist()
         if watched is not None:
             _write_watched(self, watched, watchers)
+        return left_out
 
     def _blended(self, left_out: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the factors of the readout's logits and of the members' mean, from cases that neither has seen."""

@@ -7,13 +7,16 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from planted import noise, ragged
+from scipy.special import log_softmax
 
 from seqattn.classify import fitting, tokens
 from seqattn.classify.estimator import VSFormerClassifier
 from seqattn.classify.members import left_out_by
+from seqattn.classify.order import content_order
 from seqattn.classify.recipe import Recipe
 from seqattn.classify.tokens import Tokeniser
 from seqattn.data.panels import Panel
+from seqattn.errors import SeqattnWarning
 
 RECIPE = Recipe(
     shapes="dilated",
@@ -118,3 +121,27 @@ def test_members_that_learn_noise_are_at_chance_on_cases_left_out(monkeypatch):
     # Tokens chosen with the labels of these cases are found out.
     leaky = judged(monkeypatch, is_leaky=True)
     assert leaky.mean() - 0.5 > 3 * leaky.std(ddof=1) / np.sqrt(len(leaky))
+
+
+@pytest.mark.parametrize("readout_shapes", [0, 16])
+def test_figures_of_a_fit_come_from_parts_that_have_not_seen_the_cases(readout_shapes, monkeypatch):
+    """Each case is put through the network that did without it, and added to the readout without it, one by one."""
+    X, y = noise(3, n_cases=13, n_classes=2), np.array(["a", "b"] * 6 + ["c"])
+    settings = {"shape_tokens": 6, "value_tokens": 6, "d_model": 8, "n_heads": 2, "epochs": 3}
+    seen = []
+    monkeypatch.setattr(fitting, "left_out_by", lambda *args: (seen.append(left_out_by(*args)), seen[-1])[1])
+    with pytest.warns(SeqattnWarning, match="one training case"):
+        model = VSFormerClassifier(**settings, readout_shapes=readout_shapes, random_state=0).fit(X.series, y)
+    order = content_order(X, np.searchsorted(model.classes_, y))
+    panel, labels, losses = X.select(order), y[order], []
+    for case, member in enumerate(seen[0]):
+        if member == NOBODY:
+            continue
+        logits = model._member_logits(model.tokenise(panel.select([case])), int(member))[0] * model.blend_[1]
+        if readout_shapes:
+            logits = logits + model.blend_[0] * model.readout_.left_out[case]
+        losses.append(-log_softmax(logits)[model.classes_.tolist().index(labels[case])])
+    assert model.validation_["n_cases"] == len(losses) == 12
+    assert model.validation_["log_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    alone = VSFormerClassifier(readout_shapes=16, network_weight=0, random_state=0).fit(X.series[:12], y[:12])
+    assert "readout alone" in alone.validation_["protocol"]
