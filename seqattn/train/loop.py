@@ -26,7 +26,14 @@ from seqattn.errors import ArtifactError, DataError, SeqattnError
 from seqattn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from seqattn.train.distributed import processes
 from seqattn.train.history import History
-from seqattn.train.settings import PRECISIONS, FitSettings, autocast, resolve_device, resolve_precision
+from seqattn.train.settings import (
+    PRECISIONS,
+    FitSettings,
+    autocast,
+    one_cycle,
+    resolve_device,
+    resolve_precision,
+)
 
 __all__ = [
     "PRECISIONS",
@@ -101,45 +108,6 @@ class Observer(Protocol):
         history
             All epochs, those before a resume included.
         """
-
-
-def one_cycle(progress: float, peak: float) -> float:
-    r"""Return the learning rate at a point of training.
-
-    .. math:: r(p) = \begin{cases}
-        a + (P - a) \frac{1 - \cos(\pi p / 0.3)}{2} & p < 0.3 \\
-        b + (P - b) \frac{1 + \cos(\pi (p - 0.3) / 0.7)}{2} & p \ge 0.3 \end{cases}
-        \qquad a = P / 25, \quad b = a / 10^4
-
-    Parameters
-    ----------
-    progress
-        Share :math:`p` of the planned training that is done, in [0, 1].
-    peak
-        Largest rate :math:`P`.
-
-    Returns
-    -------
-    The rate of the next step.
-
-    Notes
-    -----
-    The constants are those of ``torch.optim.lr_scheduler.OneCycleLR``. A function of the progress needs no state,
-    so a resumed fit goes on exactly.
-
-    References
-    ----------
-    Smith, Topin (2018), Super-convergence: very fast training of neural networks using large learning rates.
-
-    Examples
-    --------
-    >>> one_cycle(0.0, 1.0), one_cycle(0.3, 1.0)
-    (0.04, 1.0)
-    """
-    first, last, turn = peak / 25, peak / 25e4, 0.3
-    if progress < turn:
-        return first + (peak - first) * (1 - math.cos(math.pi * progress / turn)) / 2
-    return last + (peak - last) * (1 + math.cos(math.pi * (progress - turn) / (1 - turn))) / 2
 
 
 def fit_module(
