@@ -383,9 +383,12 @@ def test_clones_and_copies_behave_as_in_scikit_learn(kind):
     for use in ("recommend", "digest"):
         with pytest.raises(NotFittedError):
             getattr(clone(fitted), use)()
-    for use in ("recommend_for", "predict", "evaluate", "score", "similar_items", "save", "export_topk"):
+    for use in ("recommend_for", "predict", "evaluate", "score", "similar_items"):
         with pytest.raises(NotFittedError):
             getattr(clone(fitted), use)([["a"]])
+    for use in ("save", "export_topk"):
+        with pytest.raises(NotFittedError):
+            getattr(clone(fitted), use)("nothing.parquet")
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
