@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from seqattn.data.catalog import load_dataset
     from seqattn.data.sequences import Sequences
     from seqattn.hawkes import SAHP, EmpiricalMarkov, ExponentialHawkes, PoissonProcess, RenewalProcess
+    from seqattn.recommend import MarkovRecommender, PopularityRecommender
     from seqattn.train.artifact import Artifact
 
 __version__ = "0.1.0"
@@ -32,6 +33,8 @@ _ESTIMATORS = {
     "ExponentialHawkes": "seqattn.hawkes",
     "EmpiricalMarkov": "seqattn.hawkes",
     "VSFormerClassifier": "seqattn.classify",
+    "PopularityRecommender": "seqattn.recommend",
+    "MarkovRecommender": "seqattn.recommend",
 }
 _HOMES = {
     **_ESTIMATORS,
@@ -43,7 +46,9 @@ __all__ = [
     "SAHP",
     "EmpiricalMarkov",
     "ExponentialHawkes",
+    "MarkovRecommender",
     "PoissonProcess",
+    "PopularityRecommender",
     "RenewalProcess",
     "Sequences",
     "VSFormerClassifier",
