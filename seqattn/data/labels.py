@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import decimal
+import uuid
 import warnings
 import zoneinfo
 from collections.abc import Callable, Iterable, Sequence
@@ -289,6 +290,7 @@ _KINDS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
         lambda written: dt.timedelta(microseconds=written),
     ),
     decimal.Decimal: ("decimal", str, decimal.Decimal),
+    uuid.UUID: ("uuid", str, uuid.UUID),
 }
 
 
