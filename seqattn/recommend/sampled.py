@@ -72,18 +72,18 @@ class Proposal(nn.Module):
         Training targets by item.
     """
 
-    likely: Float[Tensor, " items"]
-    reach: Float[Tensor, " items"]
+    counts: Int[Tensor, " items"]
+    reach: Int[Tensor, " items"]
 
     def __init__(self, kind: str, n_negatives: int, popularity: np.ndarray) -> None:
         super().__init__()
-        counts = np.asarray(popularity, dtype=np.float64) + (kind == "popularity")
+        counts = np.asarray(popularity, dtype=np.int64) + (kind == "popularity")
         self.kind, self.n_items = kind, len(counts)
         self.n_negatives = min(n_negatives, self.n_items)
-        share = counts / counts.sum()
+        # Whole numbers: a cumulative share in float32 is coarser than the items of a large catalogue.
         if kind != "uniform":
-            self.register_buffer("likely", torch.from_numpy(share), persistent=False)
-            self.register_buffer("reach", torch.from_numpy(share.cumsum()), persistent=False)
+            self.register_buffer("counts", torch.from_numpy(counts), persistent=False)
+            self.register_buffer("reach", torch.from_numpy(counts.cumsum()), persistent=False)
 
     def forward(self, targets: Int[Tensor, " rows"]) -> Drawn:
         """Return the negatives of a step.
@@ -97,11 +97,12 @@ class Proposal(nn.Module):
             return Drawn(_distinct(self.n_negatives, self.n_items, targets.device), None, self.n_items)
         items = targets if self.kind == "batch" else self._popular()
         items = items.sort().values
-        return Drawn(items, -(self.likely[items] * len(items)).log().float(), self.n_items)
+        expected = self.counts[items].double() / self.reach[-1] * len(items)
+        return Drawn(items, -expected.log().float(), self.n_items)
 
     def _popular(self) -> Tensor:
-        draws = torch.rand(self.n_negatives, dtype=torch.float64, device=self.reach.device)
-        return torch.searchsorted(self.reach, draws).clamp_(max=self.n_items - 1)
+        draws = torch.randint(int(self.reach[-1]), (self.n_negatives,), device=self.reach.device)
+        return torch.searchsorted(self.reach, draws, right=True)
 
 
 def _distinct(n: int, n_items: int, device: torch.device) -> Tensor:
