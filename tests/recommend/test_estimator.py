@@ -68,7 +68,8 @@ def test_rare_pairs_are_found_by_distillation_and_lost_in_shuffled_histories():
         found = model.similar_items(seen, k=1)["similar_id"].to_list()
         hits[name] = np.mean([follower == item + 1 for item, follower in zip(seen, found, strict=True)])
     assert hits["kd"] > 0.9
-    assert hits["none"] < 0.5 and hits["shuffled"] < 0.6
+    assert hits["none"] < 0.5
+    assert hits["shuffled"] < 0.6
 
 
 def test_rows_for_validation_reach_neither_weights_nor_counts():
@@ -116,17 +117,20 @@ def test_a_subset_of_users_chooses_the_epoch_and_all_score_it():
 def test_training_stops_when_validation_does_not_improve():
     model = MQSATEDRecommender(**SMALL | {"epochs": 60, "learning_rate": 1e-8}, patience=2).fit(LOG)
     records = model.fit_history_.records
-    assert len(records) == model.best_epoch_ + 2 < 60 and model.fit_history_.stopped_early
+    assert len(records) == model.best_epoch_ + 2 < 60
+    assert model.fit_history_.stopped_early
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not():
     first, again, other = (
         weights(MQSATEDRecommender(**SMALL | {"random_state": seed}).fit(LOG)) for seed in (0, 0, 1)
     )
-    assert same(first, again) and not same(first, other)
+    assert same(first, again)
+    assert not same(first, other)
     copied = clone(MQSATEDRecommender(**SMALL))
     thawed = pickle.loads(pickle.dumps(MQSATEDRecommender(**SMALL)))
-    assert same(first, weights(copied.fit(LOG))) and same(first, weights(thawed.fit(LOG)))
+    assert same(first, weights(copied.fit(LOG)))
+    assert same(first, weights(thawed.fit(LOG)))
 
 
 def test_the_global_generators_are_left_alone():
@@ -215,7 +219,8 @@ def test_a_saved_recommender_gives_the_same_bits_in_a_fresh_process(kind, tmp_pa
         model.transitions_.counts.tolist(),
     ]
     again = load(place)
-    assert lists["item_id"].dtype == pl.String and again.recommend(k=5).equals(lists)
+    assert lists["item_id"].dtype == pl.String
+    assert again.recommend(k=5).equals(lists)
     assert again.fit_history_ == model.fit_history_
 
 
@@ -241,7 +246,8 @@ def test_paper_mode_cuts_histories_before_anything_and_runs_all_epochs():
     assert len(model.fit_history_.records) == 5
     whole = Interactions.of(log)
     kept = latest(whole.keep(~_last(whole)), 8)
-    assert np.array_equal(model.training_.items, kept.items) and whole.lengths.max() > 9
+    assert np.array_equal(model.training_.items, kept.items)
+    assert whole.lengths.max() > 9
     assert np.array_equal(model.history_.lengths, kept.lengths + 1)
     assert model.transitions_.counts.sum() == np.maximum(kept.lengths - 1, 0).sum()
     start = MQSATEDRecommender(**SMALL | {"epochs": 1, "l2": 0.0}, mode="paper").fit(log).module_.positions
@@ -249,7 +255,8 @@ def test_paper_mode_cuts_histories_before_anything_and_runs_all_epochs():
         torch.default_generator.manual_seed(int(np.random.RandomState(0).randint(2**31 - 1)))
         torch.empty(whole.n_items, 8).normal_(0, 0.01)
         first = torch.empty(8, 8).normal_(0, 0.01)
-    assert torch.equal(start[0], first[0]) and (start[1:] != first[1:]).any(1).all()
+    assert torch.equal(start[0], first[0])
+    assert (start[1:] != first[1:]).any(1).all()
     assert model.module_.short.norm.eps == 1e-24
     assert abs(model.teacher_mass_ - 1 / (1 + (whole.n_items - 1) * np.exp(-10))) < 1e-12
 
@@ -265,7 +272,8 @@ def test_the_default_trains_on_as_many_inputs_as_the_network_takes():
     histories = TrainingHistories(data, 8)
     assert sorted(histories.lengths) == [1, 8]
     batch = histories.batch(np.argsort(histories.lengths))
-    assert batch.items.tolist() == [1, *range(3, 11)] and batch.targets.tolist() == [2, *range(4, 12)]
+    assert batch.items.tolist() == [1, *range(3, 11)]
+    assert batch.targets.tolist() == [2, *range(4, 12)]
     full = MQSATEDRecommender(**SMALL).fit(random_table(1, longest=16))
     assert full.history_.lengths.max() > 9
 
@@ -273,14 +281,16 @@ def test_the_default_trains_on_as_many_inputs_as_the_network_takes():
 def test_the_softmax_sasrec_is_the_member_with_one_branch_and_no_distillation():
     member = MQSATEDRecommender(**SMALL, alpha=1.0, kd_weight=0.0).fit(LOG)
     assert same(weights(member), weights(SASRecRecommender(**SMALL).fit(LOG)))
-    assert member.teacher_mass_ is None and member.module_.long is None
+    assert member.teacher_mass_ is None
+    assert member.module_.long is None
     assert list(member.fit_history_.records[0]["train_parts"]) == ["rec"]
 
 
 def test_bfloat16_products_learn_about_the_same():
     exact, half = (MQSATEDRecommender(**SMALL, precision=each).fit(LOG) for each in ("float32", "bf16"))
     losses = [model.fit_history_.records[-1]["train_loss"] for model in (exact, half)]
-    assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.01
+    assert losses[0] != losses[1]
+    assert abs(losses[1] / losses[0] - 1) < 0.01
 
 
 @pytest.mark.parametrize(("settings", "text"), [

@@ -69,7 +69,9 @@ def test_a_row_whose_items_are_all_hit_has_the_extra_score_alone():
     total = log_normaliser(states[:1], table, extra=extra[:1], hits=hits)
     assert abs(total - extra[0]) < 1e-12
     slopes = torch.autograd.grad(total, (states, table, extra))
-    assert not slopes[0].any() and not slopes[1].any() and slopes[2].tolist() == [1.0, 0.0]
+    assert not slopes[0].any()
+    assert not slopes[1].any()
+    assert slopes[2].tolist() == [1.0, 0.0]
 
 
 def test_large_scores_neither_overflow_nor_lose_the_loss():
@@ -95,7 +97,7 @@ def test_float32_and_bfloat16_products_stay_close_to_float64():
 
 
 def test_autocast_does_not_change_the_exact_loss():
-    states, table, targets = drawn(20, 8).float(), drawn(40, 8).float(), torch.arange(20)
+    states, table, _targets = drawn(20, 8).float(), drawn(40, 8).float(), torch.arange(20)
     alone = log_normaliser(states, table)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(log_normaliser(states, table), alone)

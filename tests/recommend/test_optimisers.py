@@ -23,7 +23,7 @@ def slopes(n, seed=1):
 
 def sparse(slope, rows):
     index = torch.tensor(rows)
-    return torch.sparse_coo_tensor(index[None], slope[index], slope.shape)
+    return torch.sparse_coo_tensor(index[None], slope[index], slope.shape, check_invariants=True)
 
 
 def test_lazy_adam_is_adam_where_every_step_touches_all_rows():
@@ -79,8 +79,12 @@ def test_row_adagrad_equals_a_loop_and_keeps_one_number_per_row():
 
 def test_gradients_of_rows_named_twice_are_added():
     table, once = start(), start()
-    table.grad = torch.sparse_coo_tensor([[2, 2]], torch.ones(2, DIM).double(), (ROWS, DIM))
-    once.grad = torch.sparse_coo_tensor([[2]], 2 * torch.ones(1, DIM).double(), (ROWS, DIM))
+    table.grad = torch.sparse_coo_tensor(
+        [[2, 2]], torch.ones(2, DIM).double(), (ROWS, DIM), check_invariants=True
+    )
+    once.grad = torch.sparse_coo_tensor(
+        [[2]], 2 * torch.ones(1, DIM).double(), (ROWS, DIM), check_invariants=True
+    )
     for parameter in (table, once):
         RowAdagrad([parameter], lr=0.1).step()
     assert torch.equal(table, once)
