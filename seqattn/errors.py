@@ -7,6 +7,7 @@
     │   └── UnknownIdError (also a KeyError)  a user or item that the fit has not seen
     ├── ParameterError(ValueError)   2  an argument is wrong
     ├── BackendError(RuntimeError)   1  a device or kernel cannot do what was asked
+    ├── FitError(RuntimeError)       1  training cannot go on
     ├── ArtifactError(RuntimeError)  3  a saved file is foreign, damaged or too new
     ├── StudyError(RuntimeError)     1  a search for settings has none that can be taken
     └── MissingDependencyError(ImportError)  4  an optional package is absent
@@ -25,6 +26,7 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "DataError",
+    "FitError",
     "MissingDependencyError",
     "ParameterError",
     "SeqattnError",
@@ -61,6 +63,10 @@ class ParameterError(SeqattnError, ValueError):
 
 class BackendError(SeqattnError, RuntimeError):
     """A device, precision or attention kernel cannot do what was asked."""
+
+
+class FitError(SeqattnError, RuntimeError):
+    """Training cannot go on: a loss or gradient is not finite."""
 
 
 class ArtifactError(SeqattnError, RuntimeError):

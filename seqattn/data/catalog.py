@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seqattn.data.known import Entry
+from seqattn.data.rec import InteractionSet
 from seqattn.data.tpp import EventSet
 from seqattn.data.uea import SeriesSet
 from seqattn.errors import DataError, ParameterError, suggest
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 # What is special to a family is with its kind of entry.
-_KINDS: dict[str, type[Entry]] = {kind.family: kind for kind in (EventSet, SeriesSet)}
+_KINDS: dict[str, type[Entry]] = {kind.family: kind for kind in (EventSet, SeriesSet, InteractionSet)}
 FAMILIES = tuple(_KINDS)
 SPLITS = ("train", "dev", "test")
 
@@ -45,7 +46,7 @@ class Location:
     path
         The folder with the files of the splits, or the archive.
     origin
-        "SEQATTN_DATA", "cache" or "embedded".
+        "SEQATTN_DATA", "cache", "embedded", or the name of an installed package of another project.
     """
 
     path: Path
@@ -166,7 +167,8 @@ def searched(family: str) -> list[Location]:
 def find(name: str, family: str | None = None) -> Location:
     """Find the folder or archive that holds a known data set.
 
-    Looked at in this order: ``SEQATTN_DATA/<family>/<name>``, the cache folder, what is embedded in the package.
+    Looked at in this order: ``SEQATTN_DATA/<family>/<name>``, the cache folder, what is embedded in the package, and
+    for ``ml-100k`` the example that an installed recbole has.
 
     Parameters
     ----------
@@ -189,6 +191,7 @@ def find(name: str, family: str | None = None) -> Location:
     places = [
         Location(path, place.origin) for place in searched(known.family) for path in known.places(place.path)
     ]
+    places += [Location(path, origin) for path, origin in known.elsewhere()]
     for place in places:
         if any(known.split_files(place.path, split) for split in known.splits):
             return place
@@ -226,12 +229,13 @@ def load_dataset(name: str, split: str | None = None, *, family: str | None = No
         Family of the data; None looks in all.
     options
         For event sequences as in :meth:`Sequences.from_table`; they replace what the catalogue says of types and
-        window.
+        window. For interactions as in :meth:`seqattn.data.interactions.Interactions.of`.
 
     Returns
     -------
     Data of one split, or a dictionary of all: :class:`Sequences` of events, :class:`seqattn.data.panels.Panel` of
-    labelled series.
+    labelled series, :class:`seqattn.data.interactions.Interactions` of users with items, where the test split has the
+    last row of each user, "dev" the one before, and both have the codes of the training split.
 
     Raises
     ------
@@ -257,7 +261,8 @@ def _load_known(known: Entry, place: Path, split: str, options: dict[str, Any]) 
         raise DataError(
             f"{known.name!r} has no split {split!r}. Splits: {', '.join(known.splits)}.{suggest(split, known.splits)}"
         )
-    return known.load(_one_file(type(known), place, split), **options)
+    path = _one_file(type(known), place, split)
+    return known.cut(known.load(path, **options), path, split)
 
 
 def load_split(data: str | Path, split: str, *, family: str = "tpp", **options: Any) -> Any:
@@ -268,14 +273,16 @@ def load_split(data: str | Path, split: str, *, family: str = "tpp", **options: 
     data
         A file, which is read whole whatever the split; a folder with the files ``train``, ``dev`` and ``test`` of
         any ending that can be read ("valid", "validation" and "val" stand for "dev"); a folder written by
-        :meth:`Sequences.save`; for series a folder or ZIP archive with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``; or a
-        known name. See :func:`is_on_disk` for what is both.
+        :meth:`Sequences.save`; for series a folder or ZIP archive with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``; for
+        interactions a folder NAME with one table ``NAME.inter`` (or of another ending) too, of which the last rows of
+        each user are held out; or a known name. See :func:`is_on_disk` for what is both.
     split
         Name of the split: "train", "dev", "test", or another that the folder has.
     family
         Family of the data.
     options
-        For event sequences as in :meth:`Sequences.from_table`.
+        For event sequences as in :meth:`Sequences.from_table`, for interactions as in
+        :meth:`seqattn.data.interactions.Interactions.of`.
 
     Raises
     ------
@@ -291,7 +298,8 @@ def load_split(data: str | Path, split: str, *, family: str = "tpp", **options: 
     if kind.is_whole(path):
         return kind.read(path, **options)
     if is_on_disk(path):
-        return kind.read(_one_file(kind, path, split), **options)
+        file = _one_file(kind, path, split)
+        return kind.cut(kind.read(file, **options), file, split)
     known = _known(data, family)
     return _load_known(known, find(known.name, family).path, split, options)
 

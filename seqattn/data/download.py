@@ -19,7 +19,7 @@ from seqattn.data.table import read_frame
 from seqattn.data.tpp import EventPart
 from seqattn.errors import DataError
 
-__all__ = ["fetch", "fetch_split", "types_sha256"]
+__all__ = ["download", "fetch", "fetch_split", "types_sha256"]
 
 _BLOCK = 1 << 16
 _ATTEMPTS = 3
@@ -99,7 +99,7 @@ def fetch_split(what: Entry, split: str, part: EventPart, folder: Path, progress
         return
     raw = folder / f"{split}.json"
     if not raw.is_file():
-        _download(str(part.url), raw, progress)
+        download(str(part.url), raw, progress)
     try:
         frame = _converted(raw)
         _check(frame, part)
@@ -118,8 +118,23 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _download(url: str, target: Path, progress: Progress | None) -> None:
-    """Download one file, going on where an earlier attempt stopped."""
+def download(url: str, target: Path, progress: Progress | None) -> None:
+    """Download one file, going on where an earlier attempt stopped.
+
+    Parameters
+    ----------
+    url
+        Its location.
+    target
+        Where it goes; until it is complete it has ``.part`` behind its name.
+    progress
+        As in :func:`fetch`.
+
+    Raises
+    ------
+    DataError
+        The location is no location, or the network failed.
+    """
     if urlsplit(url).scheme not in _SCHEMES:
         raise DataError(f"Cannot download {url!r}. Locations begin with {', '.join(_SCHEMES)}.")
     part = target.with_name(target.name + ".part")

@@ -105,6 +105,10 @@ class Entry(ABC):
             As for :meth:`read`; they replace what is known.
         """
 
+    def elsewhere(self) -> list[tuple[Path, str]]:
+        """Return further folders that may hold the set, each with a word for where that is; looked through last."""
+        return []
+
     def places(self, folder: Path) -> list[Path]:
         """Return where the set lies in a folder of its family: folders or archives, in the order of preference.
 
@@ -138,6 +142,21 @@ class Entry(ABC):
         options
             Reading options of the family.
         """
+
+    @classmethod
+    def cut(cls, data: Any, path: Path, split: str) -> Any:
+        """Return a split of what was read from a file, which holds nothing else unless the family says so.
+
+        Parameters
+        ----------
+        data
+            All that the file holds.
+        path
+            The file.
+        split
+            Name of the split.
+        """
+        return data
 
     @classmethod
     @abstractmethod

@@ -1,5 +1,6 @@
 """Next-item recommendation: estimators, baselines and an exact ranking protocol."""
 
 from seqattn.recommend.baselines import MarkovRecommender, PopularityRecommender
+from seqattn.recommend.estimator import MQSATEDRecommender, SASRecRecommender
 
-__all__ = ["MarkovRecommender", "PopularityRecommender"]
+__all__ = ["MQSATEDRecommender", "MarkovRecommender", "PopularityRecommender", "SASRecRecommender"]

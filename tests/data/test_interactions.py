@@ -166,7 +166,9 @@ def test_the_kind_of_a_column_is_kept(kind):
     ids = pl.Series(["2", "1", "2"]) if kind in (pl.String, pl.Categorical, pl.Enum) else pl.Series([2, 1, 2])
     frame = pl.DataFrame({"user_id": ids.cast(kind), "item_id": ids.cast(kind), "timestamp": [1, 2, 3]})
     data = Interactions.of(frame)
-    assert data.user_ids.dtype == data.to_table()["item_id"].dtype == data.select([1, 0]).user_ids.dtype == kind
+    assert (
+        data.user_ids.dtype == data.to_table()["item_id"].dtype == data.select([1, 0]).user_ids.dtype == kind
+    )
     assert Interactions.of(frame.to_pandas()).digest() == data.digest()
 
 
@@ -183,7 +185,9 @@ def test_known_ids_keep_their_codes_and_new_ones_are_appended():
     again = Interactions.of(Interactions.of(LOG), items=[99, 20, 30], users=["v"])
     assert again.digest() == data.digest()
     assert Interactions.of(data) is data
-    with pytest.raises(DataError, match=r"Items have ids of kind Int64 \(such as 10\), but those known are of kind Str"):
+    with pytest.raises(
+        DataError, match=r"Items have ids of kind Int64 \(such as 10\), but those known are of kind Str"
+    ):
         Interactions.of(LOG, items=["99"])
 
 
@@ -261,11 +265,18 @@ def test_tied_and_repeated_rows_are_counted_in_a_warning_each():
 
 
 def test_repeated_rows_can_be_dropped():
-    assert rows(Interactions.read(TIED, duplicates="drop")) == [(1, 5, 0.0), (1, 6, 0.0), (1, 5, 3.0), (2, 5, 0.0)]
+    assert rows(Interactions.read(TIED, duplicates="drop")) == [
+        (1, 5, 0.0),
+        (1, 6, 0.0),
+        (1, 5, 3.0),
+        (2, 5, 0.0),
+    ]
     kept = Interactions.read(TIED, duplicates="drop_consecutive")
     assert rows(kept) == [(1, 5, 0.0), (1, 6, 0.0), (1, 5, 0.0), (2, 5, 0.0)]
     assert kept.notes[-1] == "1 row that repeats the item of the user's row before: dropped."
-    with pytest.raises(ParameterError, match="duplicates='no' is not one of 'keep', 'drop', 'drop_consecutive'"):
+    with pytest.raises(
+        ParameterError, match="duplicates='no' is not one of 'keep', 'drop', 'drop_consecutive'"
+    ):
         Interactions.of(TIED, duplicates="no")
 
 
@@ -274,7 +285,9 @@ def test_repeated_rows_are_counted_as_by_a_set(seed):
     log = random_log(seed)
     seen = set(zip(*(column.tolist() for column in log.values()), strict=True))
     assert Interactions.read(log, duplicates="drop").n_rows == len(seen)
-    assert Interactions.read(log).notes[1].startswith(f"{300 - len(seen)} rows that repeat user, item and time")
+    assert (
+        Interactions.read(log).notes[1].startswith(f"{300 - len(seen)} rows that repeat user, item and time")
+    )
 
 
 # -- what is refused -------------------------------------------------------------------------------------------
@@ -283,7 +296,11 @@ def test_repeated_rows_are_counted_as_by_a_set(seed):
 @pytest.mark.parametrize(
     ("column", "values", "text"),
     [
-        ("user_id", ["u", None, None, "v"], r"The id in column 'user_id' is missing in 2 rows, first in row 1\."),
+        (
+            "user_id",
+            ["u", None, None, "v"],
+            r"The id in column 'user_id' is missing in 2 rows, first in row 1\.",
+        ),
         ("user_id", [("u",), None, ("v",), None], r"is missing in 2 rows, first in row 1\."),
         ("item_id", [1.0, 2.0, float("nan"), 3.0], r"'item_id' is missing in 1 row, first in row 2\."),
         ("item_id", [[1], [2], [3], [4]], "An id must be one value"),
@@ -399,7 +416,9 @@ def test_parts_joined_again_are_the_whole():
 
 
 def test_joining_appends_new_ids_and_sorts_by_time():
-    more = Interactions.of({"user_id": ["w", "u", "u"], "item_id": [40, 10, 10], "timestamp": [0.0, 3.0, 5.0]})
+    more = Interactions.of(
+        {"user_id": ["w", "u", "u"], "item_id": [40, 10, 10], "timestamp": [0.0, 3.0, 5.0]}
+    )
     both = Interactions.of(LOG).joined(more)
     assert both.user_ids.to_list() == ["u", "v", "w"]
     assert both.item_ids.to_list() == [10, 20, 30, 40]

@@ -97,7 +97,10 @@ def test_ids_that_the_format_cannot_hold_are_refused(tmp_path, key):
     [
         ("user_id\titem_id\ttimestamp\n1\t2\t3\n", r"Line 1 of .* has the field 'user_id', not 'name:type'"),
         ("user_id:text\titem_id:token\ttimestamp:float\n", r"Line 1 .*'user_id:text'"),
-        ("user_id:float\titem_id:token\ttimestamp:float\n1\t1\t1\n", r"'user_id:float', but 'user_id' must be 'token'"),
+        (
+            "user_id:float\titem_id:token\ttimestamp:float\n1\t1\t1\n",
+            r"'user_id:float', but 'user_id' must be 'token'",
+        ),
         ("user_id:token\titem_id:token\ttimestamp:token\n1\t1\t1\n", r"'timestamp' must be 'float'"),
         ("user_id:token\titem_id:token\n1\t1\n", r"Column 'timestamp' is not in the table.*Pass time=None"),
         ("user:token\titem_id:token\ttimestamp:float\n1\t1\t1\n", r"Column 'user_id' .*Did you mean 'user'"),
@@ -119,6 +122,10 @@ def test_errors_name_the_line(tmp_path, content, text):
 
 
 def test_a_long_column_of_text_keeps_its_kind_in_memory(tmp_path):
-    frame = pl.DataFrame({"user_id": [f"user-{i:030d}" for i in (3, 1, 3)], "item_id": [1, 2, 3], "timestamp": [1, 2, 3]})
+    frame = pl.DataFrame(
+        {"user_id": [f"user-{i:030d}" for i in (3, 1, 3)], "item_id": [1, 2, 3], "timestamp": [1, 2, 3]}
+    )
     frame.write_csv(tmp_path / "log.csv")
-    assert Interactions.of(tmp_path / "log.csv").user_ids.to_list() == frame["user_id"].unique().sort().to_list()
+    assert (
+        Interactions.of(tmp_path / "log.csv").user_ids.to_list() == frame["user_id"].unique().sort().to_list()
+    )
