@@ -89,7 +89,7 @@ def _objects(path: Path) -> list[Any]:
             raise ValueError(f"version {version} of the format is not known")
         shape, _, kind = np.lib.format.read_array_header_1_0(file)
         content = file.read()
-    if kind != object or shape != (5,):
+    if not kind.hasobject or shape != (5,):
         raise ValueError(f"it holds {kind} of shape {shape} instead of five objects")
     array = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     if not isinstance(array, np.ndarray) or array.shape != (5,):
