@@ -6,6 +6,7 @@
     ├── DataError(ValueError)        3  the data given cannot be used
     ├── ParameterError(ValueError)   2  an argument is wrong
     ├── BackendError(RuntimeError)   1  a device or kernel cannot do what was asked
+    ├── FitError(RuntimeError)       1  training cannot go on
     ├── ArtifactError(RuntimeError)  3  a saved file is foreign, damaged or too new
     ├── StudyError(RuntimeError)     1  a search for settings has none that can be taken
     └── MissingDependencyError(ImportError)  4  an optional package is absent
@@ -24,6 +25,7 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "DataError",
+    "FitError",
     "MissingDependencyError",
     "ParameterError",
     "SeqattnError",
@@ -53,6 +55,10 @@ class ParameterError(SeqattnError, ValueError):
 
 class BackendError(SeqattnError, RuntimeError):
     """A device, precision or attention kernel cannot do what was asked."""
+
+
+class FitError(SeqattnError, RuntimeError):
+    """Training cannot go on: a loss or gradient is not finite."""
 
 
 class ArtifactError(SeqattnError, RuntimeError):

@@ -82,7 +82,8 @@ class Progress(Observer):
         width = len(str(self._epochs))
         parts = [f"epoch {record['epoch']:{width}d}/{self._epochs}", f"train {record['train_loss']:.4f}"]
         if self._best is not None:
-            parts.append(f"valid {record['valid_loss']:.4f}")
+            if record["valid_loss"] is not None:
+                parts.append(f"valid {record['valid_loss']:.4f}")
             parts.append(f"best {self._best[0]:.4f} (epoch {self._best[1]})")
         parts.append(f"{record['items_per_second']:,.0f} items/s")
         left = sum(self._seconds) / len(self._seconds) * (self._epochs - record["epoch"])

@@ -19,7 +19,8 @@ class History:
     records
         One dict per epoch: ``epoch`` (from 1), ``train_loss`` and ``valid_loss`` (means per counted term;
         ``valid_loss`` is None without validation), ``learning_rate`` (of the last step), ``seconds`` (training and
-        validation), ``items_per_second`` (counted terms per second of training); of a model with routing attention
+        validation), ``items_per_second`` (counted terms per second of training); where a loss has parts their means as
+        ``train_parts`` and ``valid_parts``; of a model with routing attention
         also ``routers``, the use of its clusters as :func:`seqattn.attention.router.router_usage` gives it.
     best_epoch
         The epoch with the smallest validation loss, whose weights the module has; None without validation.

@@ -9,7 +9,8 @@ import torch
 from train.small import Regression, Rows, cut, equal, rows, shuffled, weights
 
 from seqattn.errors import DataError, SeqattnError
-from seqattn.train.loop import FitSettings, Loss, _Sums, fit_module, one_cycle
+from seqattn.train.loop import FitSettings, Loss, fit_module, one_cycle
+from seqattn.train.sums import Sums
 
 SETTINGS = FitSettings(epochs=6, learning_rate=0.02)
 
@@ -321,7 +322,7 @@ def test_a_gradient_that_is_not_finite_is_an_error():
 
 def test_losses_that_are_read_in_groups_are_added_and_named_one_by_one():
     def added(values):  # what a GPU needs; the tensors themselves may be anywhere
-        sums = _Sums("Not finite", SETTINGS, torch.device("cuda"))
+        sums = Sums("Not finite", SETTINGS, torch.device("cuda"))
         for value in values:
             sums.add(Loss(torch.tensor(float(value)), 2), torch.tensor(1.0))
         sums.read()
