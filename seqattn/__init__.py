@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     from seqattn.data.catalog import load_dataset
     from seqattn.data.sequences import Sequences
     from seqattn.hawkes import SAHP, EmpiricalMarkov, ExponentialHawkes, PoissonProcess, RenewalProcess
+    from seqattn.recommend import (
+        MarkovRecommender,
+        MQSATEDRecommender,
+        PopularityRecommender,
+        SASRecRecommender,
+    )
     from seqattn.train.artifact import Artifact
 
 __version__ = "0.1.0"
 
-TASKS = ("hawkes", "classify")
+TASKS = ("hawkes", "classify", "recommend")
 
 _ESTIMATORS = {
     "MajorityClass": "seqattn.classify.baselines",
@@ -32,6 +38,10 @@ _ESTIMATORS = {
     "ExponentialHawkes": "seqattn.hawkes",
     "EmpiricalMarkov": "seqattn.hawkes",
     "VSFormerClassifier": "seqattn.classify",
+    "MQSATEDRecommender": "seqattn.recommend",
+    "SASRecRecommender": "seqattn.recommend",
+    "PopularityRecommender": "seqattn.recommend",
+    "MarkovRecommender": "seqattn.recommend",
 }
 _HOMES = {
     **_ESTIMATORS,
@@ -43,8 +53,12 @@ __all__ = [
     "SAHP",
     "EmpiricalMarkov",
     "ExponentialHawkes",
+    "MQSATEDRecommender",
+    "MarkovRecommender",
     "PoissonProcess",
+    "PopularityRecommender",
     "RenewalProcess",
+    "SASRecRecommender",
     "Sequences",
     "VSFormerClassifier",
     "__version__",

@@ -4,6 +4,7 @@
 
     SeqattnError                     exit code 1
     ├── DataError(ValueError)        3  the data given cannot be used
+    │   └── UnknownIdError (also a KeyError)  a user or item that the fit has not seen
     ├── ParameterError(ValueError)   2  an argument is wrong
     ├── BackendError(RuntimeError)   1  a device or kernel cannot do what was asked
     ├── FitError(RuntimeError)       1  training cannot go on
@@ -31,6 +32,7 @@ __all__ = [
     "SeqattnError",
     "SeqattnWarning",
     "StudyError",
+    "UnknownIdError",
     "suggest",
 ]
 
@@ -45,6 +47,12 @@ class DataError(SeqattnError, ValueError):
     """The data given cannot be used as it is."""
 
     exit_code = 3
+
+
+class UnknownIdError(DataError, KeyError):
+    """A user or an item was asked for that is not known from the fit."""
+
+    __str__ = Exception.__str__  # a KeyError would show the text in quotes
 
 
 class ParameterError(SeqattnError, ValueError):

@@ -30,6 +30,7 @@ __all__ = [
     "like",
     "need_columns",
     "read_frame",
+    "to_pandas",
     "write_frames",
 ]
 
@@ -287,9 +288,18 @@ def like(frame: pl.DataFrame, source: object) -> Any:
     >>> like(pl.DataFrame({"k": [1]}), source={"k": [1]}).shape
     (1, 1)
     """
-    if not is_pandas(source):
-        return frame
-    import pandas as pd  # is loaded already, or the source could not be a pandas frame
+    return to_pandas(frame) if is_pandas(source) else frame
+
+
+def to_pandas(frame: pl.DataFrame) -> Any:
+    """Return a frame as one of pandas.
+
+    Parameters
+    ----------
+    frame
+        The table to return.
+    """
+    import pandas as pd
 
     return pd.DataFrame({column.name: _to_pandas(column, pd) for column in frame})
 
@@ -329,7 +339,13 @@ def need_columns(frame: pl.DataFrame, names: Sequence[str], table: object = None
         raise DataError(f"Column {name!r} is not in the table. Columns: {have}.{hint}")
 
 
-def write_frames(path: str | Path, frames: Iterable[pl.DataFrame]) -> int:
+def write_frames(
+    path: str | Path,
+    frames: Iterable[pl.DataFrame],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    group_rows: int | None = None,
+) -> int:
     """Write tables one below the other into one file, and return the number of its rows.
 
     Only one table is in memory at a time. The file takes its name when it is complete; until then the work lies in a
@@ -341,6 +357,10 @@ def write_frames(path: str | Path, frames: Iterable[pl.DataFrame]) -> int:
         A file that ends in .parquet (one or more row groups per table), .csv or .jsonl.
     frames
         Tables with the same columns, at least one.
+    metadata
+        Texts for the metadata of a Parquet file's schema.
+    group_rows
+        Rows of a Parquet file's row groups; None leaves them to the writer.
 
     Raises
     ------
@@ -363,7 +383,10 @@ def write_frames(path: str | Path, frames: Iterable[pl.DataFrame]) -> int:
         raise ParameterError(f"{str(path)!r} ends in {path.suffix!r}. Use one of {', '.join(WRITERS)}.")
     with work_folder(path.parent) as folder:
         done = folder / path.name
-        rows = writer(done, frames)
+        if path.suffix.lower() == ".parquet":
+            rows = _write_parquet(done, frames, metadata, group_rows)
+        else:
+            rows = writer(done, frames)
         done.replace(path)
     return rows
 
@@ -378,19 +401,25 @@ def _writing() -> Iterator[None]:
         raise OSError(errno.EIO, f"The table cannot be written: {reason}") from error
 
 
-def _write_parquet(path: Path, frames: Iterable[pl.DataFrame]) -> int:
+def _write_parquet(
+    path: Path,
+    frames: Iterable[pl.DataFrame],
+    metadata: Mapping[str, str] | None = None,
+    group_rows: int | None = None,
+) -> int:
     """Write a file for each table, and join them: only polars' own sinks write row groups one by one."""
+    told: Any = None if metadata is None else dict(metadata)
     rows, parts = 0, []
     for number, frame in enumerate(frames):
         parts.append(path.with_name(f"{number}.parquet"))
         with _writing():
             frame.write_parquet(parts[-1])
         rows += len(frame)
-    if len(parts) == 1:
+    if len(parts) == 1 and told is None and group_rows is None:
         parts[0].replace(path)
         return rows
     with _writing():
-        pl.scan_parquet(parts, glob=False).sink_parquet(path)
+        pl.scan_parquet(parts, glob=False).sink_parquet(path, metadata=told, row_group_size=group_rows)
     return rows
 
 

@@ -1,1 +1,6 @@
-"""Recommendation of the next item: attention over histories, and what is known of transitions."""
+"""Next-item recommendation: estimators, baselines and an exact ranking protocol."""
+
+from seqattn.recommend.baselines import MarkovRecommender, PopularityRecommender
+from seqattn.recommend.estimator import MQSATEDRecommender, SASRecRecommender
+
+__all__ = ["MQSATEDRecommender", "MarkovRecommender", "PopularityRecommender", "SASRecRecommender"]

@@ -1,0 +1,585 @@
+"""What all recommenders share: reading interactions, lists, scores of pairs, evaluation, ids and odd inputs."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from seqattn.data.ids import ids_of
+from seqattn.data.interactions import Interactions
+from seqattn.data.table import as_frame, is_pandas, like, need_columns, to_pandas
+from seqattn.errors import ParameterError, SeqattnWarning
+from seqattn.recommend.beyond import popularity_of
+from seqattn.recommend.evaluation import Evaluation, evaluate_ranking
+from seqattn.recommend.export import export_lists
+from seqattn.recommend.fallback import WithFallback
+from seqattn.recommend.histories import (
+    Columns,
+    check_known,
+    divided,
+    histories_of,
+    known_rows,
+    of_single_items,
+    own_rows,
+)
+from seqattn.recommend.lists import list_table
+from seqattn.recommend.metrics import user_metrics
+from seqattn.recommend.ranking import Scorer, target_ranks, top_items
+from seqattn.recommend.storing import Stored, digest_of, restored, stored
+from seqattn.train.artifact import Artifact, save_artifact
+from seqattn.train.loop import Observer
+
+__all__ = ["Recommender"]
+
+
+class Recommender(BaseEstimator):
+    """Base of the recommenders: a subclass learns (:meth:`_learn`) and scores items (:meth:`_scorer`).
+
+    Attributes
+    ----------
+    user_ids_, item_ids_
+        Ids by code, of the kind in which they were given.
+    history_
+        All rows of the fit, those that chose the epoch included: what is known of the users.
+    held_out_
+        Which rows of ``history_`` nothing was learned from, one Boolean each.
+    popularity_
+        Rows of each item in the training part.
+    """
+
+    # Settings that subclasses make parameters of.
+    unknown_items = "drop"
+    cold_items = "exclude"
+    duplicates = "keep"
+
+    history_: Interactions
+    held_out_: NDArray[np.bool_]
+    popularity_: NDArray[np.int64]
+    columns_: Columns
+    frame_: str
+
+    @abstractmethod
+    def _learn(
+        self,
+        train: Interactions,
+        validation: Interactions | None,
+        *,
+        checkpoint: Path | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """Learn from histories; the targets for validation belong to the same users in the same order."""
+
+    @abstractmethod
+    def _scorer(self) -> Scorer:
+        """Return what scores the items."""
+
+    def _item_scorer(self) -> Scorer:
+        """Return what scores items after a single one, for :meth:`similar_items`."""
+        return self._scorer()
+
+    def _check(self) -> None:
+        """Refuse parameters that cannot be; runs before any data are read."""
+        for name, allowed in (("unknown_items", ("drop", "error")), ("cold_items", ("exclude", "keep"))):
+            if getattr(self, name) not in allowed:
+                words = " or ".join(map(repr, allowed))
+                raise ParameterError(f"{name}={getattr(self, name)!r} is not known. Use {words}.")
+
+    def _fitted_state(self) -> Stored:
+        """Return arrays and facts that a file holds besides the rows; without any, a file is learned from again."""
+        return Stored({}, {})
+
+    def _restore(self, state: Stored) -> None:
+        """Take what :meth:`_fitted_state` returned."""
+        self._learn(self.training_, None)
+
+    @property
+    def training_(self) -> Interactions:
+        """The rows that were learned from."""
+        check_is_fitted(self, "history_")
+        return self.history_.keep(~self.held_out_)
+
+    @property
+    def user_ids_(self) -> pl.Series:
+        """Users by code."""
+        check_is_fitted(self, "history_")
+        return self.history_.user_ids
+
+    @property
+    def item_ids_(self) -> pl.Series:
+        """Items by code."""
+        check_is_fitted(self, "history_")
+        return self.history_.item_ids
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        user: str = "user_id",
+        item: str = "item_id",
+        time: str | None = "timestamp",
+        validation: Any = "leave_one_out",
+        items: Any = None,
+        checkpoint: str | Path | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> Self:
+        """Learn from interactions of users with items.
+
+        Parameters
+        ----------
+        X
+            A table of polars or pandas, one with the Arrow protocol, a mapping of columns, the path of a file
+            (``.inter``, ``.csv``, ``.parquet``), or :class:`seqattn.data.interactions.Interactions`.
+        y
+            Ignored.
+        user, item, time
+            Names of the columns. ``time=None``: the order of the rows is the order.
+        validation
+            ``"leave_one_out"``: the last row of each user with three or more. Or later interactions of the same users.
+            They choose the epoch of models that are trained in epochs, and are not learned from otherwise; as part of
+            ``history_`` they count as known when recommendations are made. None learns from everything.
+        items
+            Further items of the catalogue, which nobody need have had yet.
+        checkpoint
+            File that is written after each epoch. If it exists and belongs to this fit, training goes on from it.
+        observers
+            Told of every epoch, see :class:`seqattn.train.loop.Observer`.
+
+        Returns
+        -------
+        The recommender.
+
+        Raises
+        ------
+        DataError
+            Rows cannot be used, there is one item only, or no user has two rows.
+        ParameterError
+            A parameter has a value that is not allowed.
+        TypeError
+            ``X`` is no table.
+
+        Warns
+        -----
+        SeqattnWarning
+            Rows have equal times or come twice, or no user has a row for validation.
+        """
+        self._check()
+        columns = Columns(user, item, time)
+        data = Interactions.of(X, **columns.named(), items=items, duplicates=self.duplicates)
+        data.check_learnable()
+        parts = divided(data, validation, columns)
+        self.columns_, self.frame_ = columns, "pandas" if is_pandas(X) else "polars"
+        self._take(parts.history, parts.held_out)
+        place = None if checkpoint is None else Path(checkpoint)
+        self._learn(self.training_, parts.validation, checkpoint=place, observers=observers)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Add interactions to those known, and learn from all of them.
+
+        Users and items may be new. Rows that chose the epoch before are learned from too. Without an earlier fit this
+        is a fit without validation.
+
+        Parameters
+        ----------
+        X
+            As in :meth:`fit`, with the columns of that fit.
+        y
+            Ignored.
+        """
+        if not hasattr(self, "history_"):
+            return self.fit(X, validation=None)
+        new = Interactions.of(X, **self.columns_.named(), duplicates=self.duplicates)
+        merged = self.history_.joined(new)
+        self._take(merged, np.zeros(merged.n_rows, dtype=bool))
+        self._learn_more(new.recoded(merged.user_ids, merged.item_ids))
+        return self
+
+    def _learn_more(self, new: Interactions) -> None:
+        """Learn after rows were added to ``history_``; the new ones are given with its codes."""
+        self._learn(self.training_, None)
+
+    def _take(self, history: Interactions, held_out: NDArray[np.bool_]) -> None:
+        self.history_, self.held_out_ = history, held_out
+        self.popularity_ = popularity_of(history.keep(~held_out))
+
+    def _ranker(self) -> Scorer:
+        """Return the scorer, with popularity for users of whom nothing is known."""
+        return WithFallback(self._scorer(), self.popularity_)
+
+    # -- lists ---------------------------------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        users: Any = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        exclude: Any = None,
+        candidates: Any = None,
+        on_unknown: str = "error",
+    ) -> Any:
+        """Return the items that known users are most likely to choose next.
+
+        Parameters
+        ----------
+        users
+            Ids of users of the fit; None for all of them.
+        k
+            Length of the lists. A list is shorter where there are fewer candidates.
+        exclude_seen
+            Whether to leave out what the user has had, however long ago.
+        exclude
+            Ids of items that nobody gets.
+        candidates
+            Ids of the only items that may be listed. Items that nobody had in training are left out all the same,
+            unless ``cold_items="keep"``.
+        on_unknown
+            ``"error"`` refuses users that were not in the fit, ``"popular"`` lists the most popular items for them.
+
+        Returns
+        -------
+        A table ``user_id``, ``item_id``, ``rank`` (from 1), ``score``, in the order of the users; of pandas if the
+        fit was given one, else of polars. Where a list is that of the most popular items because nothing was known of
+        the user, a column ``fallback`` tells which.
+
+        Raises
+        ------
+        UnknownIdError
+            A user is not known, or, with ``cold_items="keep"``, a candidate; also a ``KeyError``.
+        ParameterError
+            ``k`` is not positive, or ``on_unknown`` is not known.
+        """
+        check_is_fitted(self, "history_")
+        return self._in_kind(
+            self._listed(self._of_users(users, on_unknown), k, exclude_seen, exclude, candidates)
+        )
+
+    def recommend_for(
+        self,
+        histories: Any,
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        exclude: Any = None,
+        candidates: Any = None,
+    ) -> Any:
+        """Return the items that come next after histories, of users never seen in the fit as of others.
+
+        Parameters
+        ----------
+        histories
+            Interactions as in :meth:`fit`, with the columns of that fit. Or a list of lists of item ids in the order
+            of time; its users are 0, 1, ...
+        k, exclude_seen, exclude, candidates
+            As in :meth:`recommend`. What counts as seen are these histories alone.
+
+        Returns
+        -------
+        As :meth:`recommend`; of pandas if the histories are.
+
+        Raises
+        ------
+        UnknownIdError
+            With ``unknown_items="error"``, an item of a history is not known.
+
+        Warns
+        -----
+        SeqattnWarning
+            Items of the histories were not in the fit, and were dropped.
+        """
+        check_is_fitted(self, "history_")
+        known = histories_of(histories, self.history_, self.columns_, self.unknown_items)
+        return like(self._listed(known, k, exclude_seen, exclude, candidates), histories)
+
+    def similar_items(self, items: Any, k: int = 10) -> Any:
+        """Return the items that come next after single ones.
+
+        Parameters
+        ----------
+        items
+            Ids of items.
+        k
+            Length of the lists.
+
+        Returns
+        -------
+        A table ``item_id``, ``similar_id``, ``rank``, ``score``.
+
+        Raises
+        ------
+        UnknownIdError
+            An item is not known.
+        """
+        check_is_fitted(self, "history_")
+        given = ids_of(items, "items")
+        single = of_single_items(given, self.history_)
+        found = top_items(self._item_scorer(), single, k, exclude=self._cold())
+        names = ("item_id", "similar_id")
+        return self._in_kind(list_table(given, self.item_ids_, *found, names=names))
+
+    def export_topk(
+        self,
+        path: str | Path,
+        k: int = 10,
+        users: Any = None,
+        exclude_seen: bool = True,
+        *,
+        exclude: Any = None,
+        user_batch: int = 2048,
+    ) -> Path:
+        """Write the lists of :meth:`recommend` to a Parquet file, batch after batch of users.
+
+        Parameters
+        ----------
+        path
+            File that ends in .parquet.
+        k, users, exclude_seen, exclude
+            As in :meth:`recommend`.
+        user_batch
+            Users per row group; the lists of no more are in memory.
+
+        Returns
+        -------
+        The path. Columns are ``user_id``, ``rank`` (int16), ``item_id``, ``score`` (float32) and ``fallback``, sorted
+        by user, in the order of the codes, and rank. The schema's metadata hold ``model`` (its class), ``model_hash``,
+        ``training_until`` (time of the last row), ``k`` and ``exclude_seen``.
+
+        Raises
+        ------
+        UnknownIdError
+            A user is not known.
+        ParameterError
+            The file has another ending, or a size is not positive.
+        """
+        check_is_fitted(self, "history_")
+        if users is None:
+            codes = np.arange(self.history_.n_users)
+        else:
+            given = ids_of(users, "users")
+            codes = np.unique(check_known(self.history_.user_codes(given), given, "User"))
+        barred = self._excluded(exclude)
+        about = {"model": type(self).__name__, "model_hash": self.digest()}
+        return export_lists(
+            Path(path), self._ranker(), self.history_, codes, k, exclude_seen, barred, user_batch, about
+        )
+
+    def _of_users(self, users: Any, on_unknown: str) -> Interactions:
+        if on_unknown not in ("error", "popular"):
+            raise ParameterError(f"on_unknown={on_unknown!r} is not known. Use 'error' or 'popular'.")
+        if users is None:
+            return self.history_
+        given = ids_of(users, "users")
+        codes = self.history_.user_codes(given)
+        if on_unknown == "error":
+            advice = "Pass on_unknown='popular' for a list of popular items, or recommend_for with their histories."
+            check_known(codes, given, "User", advice)
+        return own_rows(self.history_, codes, given)
+
+    def _listed(
+        self, histories: Interactions, k: int, exclude_seen: bool, exclude: Any, candidates: Any
+    ) -> pl.DataFrame:
+        chosen = None if candidates is None else self._candidates(candidates)
+        items, scores = top_items(
+            self._ranker(),
+            histories,
+            k,
+            exclude_seen=exclude_seen,
+            exclude=self._excluded(exclude),
+            candidates=chosen,
+        )
+        return list_table(histories.user_ids, self.item_ids_, items, scores, fallback=histories.lengths == 0)
+
+    def _cold(self) -> NDArray[np.int64]:
+        """Return the codes of items that are left out because nobody had them in training."""
+        return (
+            np.flatnonzero(self.popularity_ == 0) if self.cold_items == "exclude" else np.empty(0, np.int64)
+        )
+
+    def _excluded(self, exclude: Any) -> NDArray[np.int64]:
+        if exclude is None:
+            return self._cold()
+        codes = self.history_.item_codes(ids_of(exclude, "exclude"))
+        return np.concatenate([self._cold(), codes[codes >= 0]])
+
+    def _candidates(self, candidates: Any) -> NDArray[np.int64]:
+        given = ids_of(candidates, "candidates")
+        codes = self.history_.item_codes(given)
+        if self.cold_items == "keep":
+            check_known(codes, given, "Item")
+        found: NDArray[np.int64] = codes[codes >= 0]
+        return found
+
+    def _in_kind(self, frame: pl.DataFrame) -> Any:
+        return to_pandas(frame) if self.frame_ == "pandas" else frame
+
+    # -- scores and evaluation -----------------------------------------------------------------------------------
+
+    def predict(self, X: Any) -> NDArray[np.float32]:
+        """Return the score of each pair of a user and an item; higher is more likely.
+
+        Parameters
+        ----------
+        X
+            A table with the columns of users and items of the fit.
+
+        Raises
+        ------
+        DataError
+            A column is missing.
+        UnknownIdError
+            A user or an item is not known.
+        """
+        check_is_fitted(self, "history_")
+        frame = as_frame(X)
+        need_columns(frame, [self.columns_.user, self.columns_.item], X)
+        users, items = (ids_of(frame[name], name) for name in (self.columns_.user, self.columns_.item))
+        rows = check_known(self.history_.user_codes(users), users, "User")
+        codes = check_known(self.history_.item_codes(items), items, "Item")
+        return self._scores_of(rows, codes)
+
+    def _scores_of(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        scorer, found = self._ranker(), np.empty(len(users), dtype=np.float32)
+        distinct, place = np.unique(users, return_inverse=True)
+        for begin in range(0, len(distinct), 256):
+            state = scorer.states(self.history_.select(distinct[begin : begin + 256]))
+            asked = np.flatnonzero((place >= begin) & (place < begin + 256))
+            for first in range(0, scorer.n_items, 16_384):
+                last = min(first + 16_384, scorer.n_items)
+                inside = asked[(items[asked] >= first) & (items[asked] < last)]
+                if len(inside):
+                    scores = scorer.scores(state, first, last).numpy()
+                    found[inside] = scores[place[inside] - begin, items[inside] - first]
+        return found
+
+    def evaluate(
+        self,
+        X: Any,
+        ks: Sequence[int] = (5, 10, 20),
+        *,
+        exclude_seen: bool = True,
+        ties: str = "average",
+        baselines: bool = True,
+    ) -> Evaluation:
+        """Return how high the items stand that users chose after the fit.
+
+        Every item of the catalogue is a candidate, but for those that the user had before. What each figure means is
+        told in :func:`seqattn.recommend.metrics.user_metrics` and :func:`seqattn.recommend.beyond.list_metrics`; the
+        entry ``protocol`` says how it was computed.
+
+        Parameters
+        ----------
+        X
+            Interactions as in :meth:`fit`, with the columns of that fit: the targets.
+        ks
+            Lengths of the lists.
+        exclude_seen
+            Whether items of the user's history are removed from the ranking. Targets among them are misses, counted in
+            ``n_unreachable``, as are targets that are no item of the catalogue.
+        ties
+            ``"average"``, ``"pessimistic"`` or ``"optimistic"``.
+        baselines
+            Whether to score popularity and first-order transitions of the same training rows too.
+
+        Returns
+        -------
+        A mapping from names to figures, with standard errors, intervals and slices beside.
+
+        Raises
+        ------
+        DataError
+            None of the users is known, or rows cannot be used.
+        ParameterError
+            A setting is not allowed.
+
+        Warns
+        -----
+        SeqattnWarning
+            Users are not known and were left out, or all targets are in the histories already.
+        """
+        targets = self._targets(X)
+        options: dict[str, Any] = {"ks": ks, "exclude_seen": exclude_seen, "ties": ties}
+        found = self._evaluated(targets, options)
+        if exclude_seen and found["n_unreachable"] == found["n_targets"]:
+            text = "Every target is in the history of its user already, and counts as a miss. Give the rows that came"
+            warnings.warn(
+                f"{text} after those of the fit, or pass exclude_seen=False.", SeqattnWarning, stacklevel=2
+            )
+        if baselines:
+            others = {name: model._evaluated(targets, options) for name, model in self._baselines().items()}
+            found.figures["baselines"] = {name: dict(other) for name, other in others.items()}
+        return found
+
+    def _targets(self, X: Any) -> Interactions:
+        check_is_fitted(self, "history_")
+        return known_rows(X, self.history_, self.columns_)
+
+    def _evaluated(self, targets: Interactions, options: Mapping[str, Any]) -> Evaluation:
+        return evaluate_ranking(self._ranker(), self.history_, targets, self.training_, **options)
+
+    def _baselines(self) -> dict[str, Recommender]:
+        """Return the simple recommenders that every evaluation is printed beside, of the same training rows."""
+        from seqattn.recommend.baselines import MarkovRecommender, PopularityRecommender
+
+        found: dict[str, Recommender] = {
+            "popularity": PopularityRecommender(),
+            "markov": MarkovRecommender(),
+        }
+        for model in found.values():
+            model._take(self.history_, self.held_out_)
+            model._learn(self.training_, None)
+        return found
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return NDCG at 10 of the full ranking without seen items, ties at mid-rank; higher is better.
+
+        Parameters
+        ----------
+        X
+            As in :meth:`evaluate`.
+        y
+            Ignored.
+        """
+        ranks = target_ranks(self._ranker(), self.history_, self._targets(X))
+        return float(user_metrics(ranks, (10,))["ndcg@10"].mean())
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that a file of the recommender holds."""
+        check_is_fitted(self, "history_")
+        return digest_of(stored(self))
+
+    def save(self, path: str | Path) -> Path:
+        """Write settings, histories and what was learned to one file; open it with :func:`seqattn.load`.
+
+        Parameters
+        ----------
+        path
+            File to write, or an existing folder, in which it becomes ``model.safetensors``.
+
+        Returns
+        -------
+        The path of the file.
+
+        Raises
+        ------
+        ArtifactError
+            An id or a parameter is of a kind that a file cannot hold.
+        """
+        check_is_fitted(self, "history_")
+        content = stored(self)
+        return save_artifact(path, type(self).__name__, content.arrays, content.facts)
+
+    @classmethod
+    def _from_artifact(cls, artifact: Artifact) -> Self:
+        return restored(cls, artifact)
