@@ -111,7 +111,11 @@ class MQSATEDRecommender(NetworkRecommender):
 
     Examples
     --------
-    >>> log = {"user_id": [0, 0, 0, 1, 1, 1, 2, 2, 2], "item_id": list("abcabcbca"), "timestamp": [0, 1, 2] * 3}
+    >>> log = {
+    ...     "user_id": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    ...     "item_id": list("abcabcbca"),
+    ...     "timestamp": [0, 1, 2] * 3,
+    ... }
     >>> model = MQSATEDRecommender(
     ...     d_model=8, epochs=60, dropout=0.0, learning_rate=0.03, kd_weight=1.0, random_state=0
     ... )
@@ -214,7 +218,11 @@ class SASRecRecommender(NetworkRecommender):
 
     Examples
     --------
-    >>> log = {"user_id": [0, 0, 0, 1, 1, 1, 2, 2, 2], "item_id": list("abcabcbca"), "timestamp": [0, 1, 2] * 3}
+    >>> log = {
+    ...     "user_id": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    ...     "item_id": list("abcabcbca"),
+    ...     "timestamp": [0, 1, 2] * 3,
+    ... }
     >>> model = SASRecRecommender(d_model=8, epochs=60, dropout=0.0, learning_rate=0.03, random_state=0)
     >>> model.fit(log, validation=None).recommend_for([["a"]], k=1)["item_id"].to_list()
     ['b']

@@ -185,10 +185,14 @@ class NetworkRecommender(Recommender):
                 f"A catalogue of {train.n_items:,} items is trained with the sampled loss, which optimizer='adam' "
                 "cannot follow. Use optimizer='auto', or loss='full'."
             )
-        self.teacher_mass_ = mass_of(self._temperature(train.n_items), train.n_items) if self.kd_weight else None
+        self.teacher_mass_ = (
+            mass_of(self._temperature(train.n_items), train.n_items) if self.kd_weight else None
+        )
         if self.verbose and self.teacher_mass_ is not None:
             tau = self._temperature(train.n_items)
-            sys.stderr.write(f"teacher: {self.teacher_mass_:.2f} on an only successor (temperature {tau:.4f})\n")
+            sys.stderr.write(
+                f"teacher: {self.teacher_mass_:.2f} on an only successor (temperature {tau:.4f})\n"
+            )
 
     def _transitions(self, train: Interactions) -> Transitions:
         return Transitions.of(

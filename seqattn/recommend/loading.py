@@ -89,7 +89,9 @@ def splits(
         The data cannot be found or used.
     """
     there = catalog.splits_of(data, _FAMILY)
-    parts = {role: load_split(data, role, **read) for role in roles if role in there or (there and role != "dev")}
+    parts = {
+        role: load_split(data, role, **read) for role in roles if role in there or (there and role != "dev")
+    }
     if not there:
         whole = load_split(data, "train", **read)
         if share is None:

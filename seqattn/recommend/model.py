@@ -73,9 +73,7 @@ class HistoryBatch:
         return HistoryBatch(self.items.to(device), Layout.of(self.layout.lengths, device), targets)
 
 
-def window_mean(
-    x: Float[Tensor, "tokens dim"], layout: Layout, window: int
-) -> Float[Tensor, "tokens dim"]:
+def window_mean(x: Float[Tensor, "tokens dim"], layout: Layout, window: int) -> Float[Tensor, "tokens dim"]:
     r"""Return the mean of each token and those just before it in its sequence.
 
     .. math:: h_t = \frac{1}{\min(L, t + 1)} \sum_{l = 0}^{\min(L, t + 1) - 1} x_{t - l}
@@ -155,8 +153,7 @@ class QueryBlock(nn.Module):
         """Return the tokens after this block; no token depends on a later one."""
         source = self.norm_query(window_mean(x, layout, self.window))
         q, k, v = (
-            each.view(len(x), self.n_heads, -1)
-            for each in (self.query(source), self.key(x), self.value(x))
+            each.view(len(x), self.n_heads, -1) for each in (self.query(source), self.key(x), self.value(x))
         )
         dropped = self.dropout.p if self.training else 0.0
         seen = attend(q, k, v, pattern=self._pattern(q, layout), causal=True, layout=layout, dropout=dropped)
@@ -280,9 +277,7 @@ class MultiQueryNetwork(nn.Module):
         """
         return self.states(self.table.index_select(0, batch.items), batch.layout)
 
-    def states(
-        self, embedded: Float[Tensor, "tokens dim"], layout: Layout
-    ) -> Float[Tensor, "tokens dim"]:
+    def states(self, embedded: Float[Tensor, "tokens dim"], layout: Layout) -> Float[Tensor, "tokens dim"]:
         """Return the states of items whose embeddings are at hand.
 
         Parameters

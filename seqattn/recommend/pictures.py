@@ -43,7 +43,9 @@ def draw_slices(rows: Sequence[Mapping[str, Any]], path: str | Path, metric: str
     kinds = list(dict.fromkeys(row["slice"] for row in rows))
     colours = [f"C{kinds.index(row['slice'])}" for row in rows]
     bars = axes.barh(range(len(rows)), [row[metric] for row in rows], color=colours)
-    axes.bar_label(bars, [f"{row[metric]:.4f} of {row['n_targets']:,}" for row in rows], padding=3, fontsize=8)
+    axes.bar_label(
+        bars, [f"{row[metric]:.4f} of {row['n_targets']:,}" for row in rows], padding=3, fontsize=8
+    )
     axes.set_yticks(range(len(rows)), [f"{row['slice']}: {row['group']}" for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.2)

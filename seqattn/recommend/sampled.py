@@ -13,7 +13,14 @@ from torch.utils.checkpoint import checkpoint
 from seqattn.recommend.losses import log_normaliser
 from seqattn.recommend.transitions import Teacher
 
-__all__ = ["NEGATIVES", "Drawn", "Proposal", "is_sampled", "sampled_distillation_loss", "sampled_ranking_loss"]
+__all__ = [
+    "NEGATIVES",
+    "Drawn",
+    "Proposal",
+    "is_sampled",
+    "sampled_distillation_loss",
+    "sampled_ranking_loss",
+]
 
 NEGATIVES = ("uniform", "popularity", "batch")
 
@@ -193,9 +200,7 @@ def sampled_distillation_loss(
     rest = _rest(drawn, lengths, times, len(distinct)).to(heads.dtype)[which]
     pull = floor[rows] * (1 - covered[pairs] * rest[rows]) + weights.to(heads.dtype)[pairs]
     top, linear = _by_pairs(heads, successors, rows, pairs, pull, memory_mb)
-    common = (
-        wrong.sum(0) if drawn.log_weights is None else drawn.log_weights.exp().to(wrong.dtype) @ wrong
-    )
+    common = wrong.sum(0) if drawn.log_weights is None else drawn.log_weights.exp().to(wrong.dtype) @ wrong
     spread = (heads * common).sum(1) @ (floor * rest)
     offset = None if drawn.log_weights is None else drawn.log_weights.to(heads.dtype)
     hits = _hits(drawn_rows, places, lengths, which)
@@ -251,9 +256,7 @@ def _scores(heads: Tensor, successors: Tensor, rows: Tensor, pairs: Tensor) -> T
     return (heads[rows] * successors[pairs]).sum(1)
 
 
-def is_sampled(
-    n_tokens: float, n_items: int, width: int, memory_mb: float, on_gpu: bool
-) -> bool:
+def is_sampled(n_tokens: float, n_items: int, width: int, memory_mb: float, on_gpu: bool) -> bool:
     """Return whether ``loss="auto"`` samples.
 
     Parameters
@@ -269,5 +272,3 @@ def is_sampled(
     """
     work = n_tokens * n_items * width * 6
     return work > (5e12 if on_gpu else 2e11) or memory_mb * 2**20 < 32 * 4 * n_items
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ FAMILY = "rec"
 DEFAULT_DATA = "ml-100k"
 MODELS = {
     "mqsa_ted": "MQSATEDRecommender",
+    "sasrec": "SASRecRecommender",
     "markov": "MarkovRecommender",
     "popularity": "PopularityRecommender",
 }
@@ -173,7 +175,8 @@ def epoch_objective(model: Any, record: Mapping[str, Any]) -> float:
     record
         The epoch's record, see :class:`seqattn.train.history.History`.
     """
-    return -float(record["valid_loss"])
+    loss = record["valid_loss"]  # None of an epoch after which nothing was validated
+    return -math.inf if loss is None else -float(loss)
 
 
 def evaluate(model: Any, X: Interactions, **options: Any) -> dict[str, Any]:
@@ -211,7 +214,9 @@ def evaluate(model: Any, X: Interactions, **options: Any) -> dict[str, Any]:
 
 
 def _evaluated(model: Any, X: Interactions, **options: Any) -> Evaluation:
-    found: Evaluation = (_before_validation(model) if _chose_epoch(model, X) else model).evaluate(X, **options)
+    found: Evaluation = (_before_validation(model) if _chose_epoch(model, X) else model).evaluate(
+        X, **options
+    )
     return found
 
 
@@ -320,7 +325,9 @@ def detail_rows(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[Any
     evaluation
         What :func:`evaluate` returned.
     """
-    rows = [[row["slice"], row["group"], *(row[key] for key in _DETAILS)] for row in evaluation.get("slices", [])]
+    rows = [
+        [row["slice"], row["group"], *(row[key] for key in _DETAILS)] for row in evaluation.get("slices", [])
+    ]
     return ["slice", "group", "targets", "share", "HR@10", "NDCG@10", "MRR"], rows
 
 

@@ -85,7 +85,9 @@ class Transitions:
         return np.asarray(self.counts / np.repeat(top, lengths[full]), dtype=np.float64)
 
 
-def _counted(offsets: np.ndarray, items: np.ndarray, n_items: int, span: int) -> tuple[np.ndarray, np.ndarray]:
+def _counted(
+    offsets: np.ndarray, items: np.ndarray, n_items: int, span: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct pairs as ``first * n_items + second``, sorted, and how often each was seen."""
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keys = []

@@ -41,6 +41,7 @@ __all__ = [
     "resolve_precision",
 ]
 
+
 @runtime_checkable
 class Observer(Protocol):
     """What the fit loop calls while it trains.
