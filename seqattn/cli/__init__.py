@@ -123,9 +123,10 @@ def fit(
         told = [] if flag("quiet") else [Progress(), Afterwards(lambda: note(f"{module.AFTERWARDS} ..."))]
         folder.fit(module, model, parts["train"], parts.get("dev"), told)
         figures = fit_figures(module, model, parts.get("dev"), run)
-        if figures["epochs"]:
+        history = history_of(model)
+        if history is not None and figures["epochs"]:
             path, title = folder.path / "training.png", f"{run.model} on {short_name(run.data)}"
-            picture(lambda: plot_training(history_of(model), path, module.LOSS_UNIT, title))
+            picture(lambda: plot_training(history, path, module.LOSS_UNIT, title))
         folder.finish(figures)
     show({**figures, "output": str(folder.path)}, fit_text(module, figures, folder.model))
 

@@ -161,7 +161,7 @@ def _ids_out(ids: pl.Series, what: str) -> Stored:
 def _ids_in(facts: Mapping[str, Any], arrays: Mapping[str, Any], name: str) -> pl.Series:
     if "objects" in facts:
         return pl.Series(name, [decode_label(key) for key in facts["objects"]], dtype=pl.Object)
-    ids = pl.read_ipc(io.BytesIO(arrays["arrow"].numpy().tobytes()), memory_map=False)["id"].alias(name)
+    ids = pl.read_ipc(io.BytesIO(arrays["arrow"].numpy().tobytes()))["id"].alias(name)
     return ids.cast(pl.Categorical) if facts["category"] else ids
 
 
