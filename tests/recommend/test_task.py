@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 import seqattn
 from seqattn.cli import cli
+from seqattn.data.catalog import resource
 from seqattn.data.interactions import Interactions, leave_one_out
 from seqattn.errors import DataError, MissingDependencyError, ParameterError
 from seqattn.recommend import task
@@ -99,8 +100,8 @@ def test_reading_options_are_checked_and_used(folder, tmp_path):
     (tmp_path / "log.csv").write_text("who,what\n1,a\n1,b\n")
     found = task.load_split(tmp_path / "log.csv", "train", user="who", item="what", time="none")
     assert found.to_table().rows() == [(1, "a"), (1, "b")]
-    with pytest.raises(ParameterError, match=r"'itme' is not a reading option.*Did you mean 'item'"):
-        task.load_split(folder, "train", itme="what")
+    with pytest.raises(ParameterError, match=r"'itemm' is not a reading option.*Did you mean 'item'"):
+        task.load_split(folder, "train", itemm="what")
 
 
 def test_the_usual_set_says_what_to_do_where_it_is_missing(monkeypatch, tmp_path):
@@ -298,9 +299,8 @@ def test_reproduce_puts_models_beside_published_figures(folder, parts, fitted, t
 
 
 def test_the_space_holds_the_published_setting_and_every_choice_can_be_built():
-    space = Space.load("tuning/recommend.toml") if Path("tuning").is_dir() else None
-    assert space is not None
-    paper = read_toml("tuning/recommend-paper.toml")["settings"]
+    space = Space.load(resource("tuning", "recommend.toml"))
+    paper = read_toml(resource("tuning", "recommend-paper.toml"))["settings"]
     assert next(iter(space.starts)) == "published"
     assert {name: paper[name] for name in space.starts["published"]} == space.starts["published"]
     for name, rule in space.rules.items():
@@ -319,7 +319,7 @@ def test_the_space_holds_the_published_setting_and_every_choice_can_be_built():
     ],
 )
 def test_settings_that_mean_nothing_beside_others_are_known(params, moot):
-    space = Space.load("tuning/recommend.toml")
+    space = Space.load(resource("tuning", "recommend.toml"))
     assert {name for name in space.rules if space.is_moot(name, params)} == moot
     fixed = space.with_settings(params)
     assert set(fixed.rules) == set(space.rules) - moot - set(params)
@@ -329,7 +329,8 @@ def test_the_grids_name_what_there_is():
     for name in ("reproduce", "ablation"):
         grid = Grid.of("rec", name)
         for model in grid.models:
-            preset = read_toml(f"tuning/recommend-{model.preset}.toml")["settings"] if model.preset else {}
+            path = f"recommend-{model.preset}.toml"
+            preset = read_toml(resource("tuning", path))["settings"] if model.preset else {}
             task.build({**preset, **model.settings}, model.model)
         assert {known.name for known in grid.datasets} <= {
             known.name for known in seqattn.data.catalog.entries("rec")
