@@ -272,6 +272,9 @@ def test_repeated_rows_can_be_dropped():
         (1, 5, 3.0),
         (2, 5, 0.0),
     ]
+    for rule in ("drop", "drop_consecutive"):
+        again = Interactions.read(Interactions.read(TIED), duplicates=rule)
+        assert again.digest() == Interactions.read(TIED, duplicates=rule).digest()
     kept = Interactions.read(TIED, duplicates="drop_consecutive")
     assert rows(kept) == [(1, 5, 0.0), (1, 6, 0.0), (1, 5, 0.0), (2, 5, 0.0)]
     assert kept.notes[-1] == "1 row that repeats the item of the user's row before: dropped."
