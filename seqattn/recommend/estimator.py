@@ -111,16 +111,13 @@ class MQSATEDRecommender(NetworkRecommender):
 
     Examples
     --------
-    >>> log = {
-    ...     "user_id": [0, 0, 0, 1, 1, 1, 2, 2, 2],
-    ...     "item_id": list("abcabcbca"),
-    ...     "timestamp": [0, 1, 2] * 3,
-    ... }
-    >>> model = MQSATEDRecommender(
-    ...     d_model=8, epochs=60, dropout=0.0, learning_rate=0.03, kd_weight=1.0, random_state=0
-    ... )
-    >>> model.fit(log, validation=None).similar_items(["a", "b"], k=1)["similar_id"].to_list()
-    ['b', 'c']
+    >>> log = {"user_id": [0, 0, 1, 1, 2, 2], "item_id": list("abcdab"), "timestamp": [0, 1] * 3}
+    >>> model = MQSATEDRecommender(d_model=8, epochs=60, dropout=0.0, learning_rate=0.03, random_state=0)
+    >>> model = model.fit(log, validation=None)
+    >>> model.recommend_for([["a"], ["c"]], k=1)["item_id"].to_list()
+    ['b', 'd']
+    >>> model.similar_items(["a", "c"], k=1)["similar_id"].to_list()
+    ['b', 'd']
     """
 
     def __init__(

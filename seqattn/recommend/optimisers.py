@@ -62,13 +62,13 @@ class _BySteps(torch.optim.Optimizer):
     def _sparse(self, table: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         rows = grad.indices()[0]
         if "touched" not in state:
-            state["touched"] = torch.zeros(len(table), device=table.device)
+            state["touched"] = table.new_zeros(len(table))
         values = table[rows]
         slope = grad.values()
         if group["weight_decay"]:
-            waited = state["step"].to(table.device) - state["touched"][rows]
+            waited = state["step"].to(table) - state["touched"][rows]
             slope = torch.addcmul(slope, values, waited[:, None].to(slope.dtype), value=group["weight_decay"])
-        state["touched"][rows] = state["step"].to(table.device)
+        state["touched"][rows] = state["step"].to(table)
         table.index_copy_(0, rows, values - self._move(table, rows, slope, state, group))
 
     def _move(
@@ -107,7 +107,7 @@ class LazyAdam(_BySteps):
         self, table: Tensor, rows: Tensor, slope: Tensor, state: dict[str, Tensor], group: dict[str, Any]
     ) -> Tensor:
         if "count" not in state:
-            state["count"] = torch.zeros(len(table), device=table.device)
+            state["count"] = table.new_zeros(len(table))
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         first, second = group["betas"]
         count = state["count"][rows] + 1

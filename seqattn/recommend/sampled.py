@@ -74,7 +74,7 @@ class Proposal(nn.Module):
         their number of training targets. ``"batch"`` takes the targets of the step, so items that are nobody's target
         are never a negative.
     n_negatives
-        How many to draw; at most the catalogue. Without meaning for ``"batch"``.
+        How many to draw; uniform ones at most the catalogue. Without meaning for ``"batch"``.
     popularity
         Training targets by item.
     """
@@ -86,7 +86,7 @@ class Proposal(nn.Module):
         super().__init__()
         counts = np.asarray(popularity, dtype=np.int64) + (kind == "popularity")
         self.kind, self.n_items = kind, len(counts)
-        self.n_negatives = min(n_negatives, self.n_items)
+        self.n_negatives = min(n_negatives, self.n_items) if kind == "uniform" else n_negatives
         # Whole numbers: a cumulative share in float32 is coarser than the items of a large catalogue.
         if kind != "uniform":
             self.register_buffer("counts", torch.from_numpy(counts), persistent=False)

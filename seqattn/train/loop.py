@@ -135,10 +135,10 @@ def fit_module(
 ) -> History:
     """Train a module in place, and return what happened.
 
-    Each step follows the gradient of ``total / count``, with Adam and a one-cycle rate unless others are given. An epoch's mean loss is the
-    sum of the totals over the sum of the counts, in float64. Validation runs in evaluation mode, without
-    gradients. With validation the module ends with the weights of the best epoch, otherwise with the last ones.
-    The module stays on the device and in the precision of the fit; its training mode is as it was before.
+    Each step follows the gradient of ``total / count``, with Adam and a one-cycle rate unless others are given. An
+    epoch's mean loss is the sum of the totals over the sum of the counts, in float64. Validation runs in evaluation
+    mode, without gradients. With validation the module ends with the weights of the best epoch, otherwise with the
+    last ones. The module stays on the device and in the precision of the fit; its training mode is as it was before.
 
     Parameters
     ----------
