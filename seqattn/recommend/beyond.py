@@ -109,7 +109,7 @@ def list_metrics(
     full = np.flatnonzero(histories.lengths)
     if len(full):
         own[full] = np.add.reduceat(logs[histories.items], histories.offsets[full]) / histories.lengths[full]
-    found = {}
+    found: dict[str, float] = {}
     for k in check_ks(ks):
         part = items[:, :k]
         there = part >= 0

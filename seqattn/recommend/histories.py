@@ -143,7 +143,9 @@ def _appended(data: Interactions, more: Interactions) -> tuple[Interactions, NDA
 
 
 def own_rows(history: Interactions, codes: NDArray[np.int64], ids: pl.Series) -> Interactions:
-    """Return the rows of some users under the ids by which they were asked for; code -1 gives none.
+    """Return the rows of some users; code -1 gives none.
+
+    Where all are known, ids are of the kind of the fit, else of that in which they were asked for.
 
     Parameters
     ----------
@@ -154,7 +156,7 @@ def own_rows(history: Interactions, codes: NDArray[np.int64], ids: pl.Series) ->
     """
     chosen = history.select(np.maximum(codes, 0))
     rows = chosen.keep(np.repeat(codes >= 0, chosen.lengths))
-    return replace(rows, user_ids=ids)
+    return rows if (codes >= 0).all() else replace(rows, user_ids=ids)
 
 
 def histories_of(given: Any, known: Interactions, columns: Columns, unknown_items: str) -> Interactions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Estimate:
     upper: float
 
 
-def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
+def check_ks(ks: Any) -> tuple[int, ...]:
     """Return lengths of lists in rising order, each once.
 
     Parameters
@@ -88,7 +89,7 @@ def target_metrics(ranks: NDArray[np.float64], ks: Sequence[int]) -> dict[str, N
     >>> {name: round(float(value[0]), 4) for name, value in found.items()}
     {'hr@5': 1.0, 'ndcg@5': 0.5, 'mrr@5': 0.3333, 'mrr': 0.3333}
     """
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
     for k in ks:
         hit = (ranks < k + 1).astype(np.float64)
         found |= {f"hr@{k}": hit, f"ndcg@{k}": hit / np.log2(ranks + 1), f"mrr@{k}": hit / ranks}

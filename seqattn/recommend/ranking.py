@@ -232,9 +232,17 @@ def target_ranks(
         ranks, candidates = _ranks(_Tiles(scorer, histories.select(batch), chunk), wanted, gone, ties)
         parts.append((batch[wanted.rows], wanted.items, ranks, candidates[wanted.rows]))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.empty(0)] * 4
-    kinds = (np.int64, np.int64, np.float64, np.int64)
-    typed = [column.astype(kind) for column, kind in zip(columns, kinds, strict=True)]
-    return Ranks(*typed, len(users), scorer.n_items, exclude_seen, ties)
+    whole, items, ranks, candidates = columns
+    return Ranks(
+        users=whole.astype(np.int64),
+        items=items.astype(np.int64),
+        ranks=ranks.astype(np.float64),
+        candidates=candidates.astype(np.int64),
+        n_users=len(users),
+        n_items=scorer.n_items,
+        exclude_seen=exclude_seen,
+        ties=ties,
+    )
 
 
 def _check_users(histories: Interactions, other: Interactions | None) -> None:
@@ -299,10 +307,10 @@ def _ranks(
     higher, equal = (np.zeros(len(level), dtype=np.int64) for _ in range(2))
     for first, scores in tiles:
         _count(scores, first, wanted.rows, level, gone, higher, equal)
-    offset = {"average": (equal - 1) / 2, "pessimistic": equal - 1, "optimistic": 0.0}[ties]
+    share = {"average": 0.5, "pessimistic": 1.0, "optimistic": 0.0}[ties]
     is_lost = gone.has(wanted) | (wanted.items >= n_items)
     removed = np.bincount(gone.rows[gone.items < n_items], minlength=tiles.n_users)
-    return np.where(is_lost, np.inf, 1.0 + higher + offset), n_items - removed
+    return np.where(is_lost, np.inf, 1.0 + higher + share * (equal - 1)), n_items - removed
 
 
 def _count(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from seqattn.data.ids import ids_of
+from seqattn.data.ids import ids_of, take_ids
 from seqattn.data.interactions import Interactions
 from seqattn.data.table import as_frame, is_pandas, like, need_columns, to_pandas
 from seqattn.errors import ParameterError, SeqattnWarning
@@ -325,7 +325,8 @@ class Recommender(BaseEstimator):
         single = of_single_items(given, self.history_)
         found = top_items(self._item_scorer(), single, k, exclude=self._cold())
         names = ("item_id", "similar_id")
-        return self._in_kind(list_table(given, self.item_ids_, *found, names=names))
+        own = take_ids(self.item_ids_, single.items)
+        return self._in_kind(list_table(own, self.item_ids_, *found, names=names))
 
     def export_topk(
         self,
@@ -549,7 +550,8 @@ class Recommender(BaseEstimator):
         y
             Ignored.
         """
-        ranks = target_ranks(self._ranker(), self.history_, self._targets(X))
+        targets = self._targets(X)
+        ranks = target_ranks(self._ranker(), self.history_, targets)
         return float(user_metrics(ranks, (10,))["ndcg@10"].mean())
 
     # -- files ---------------------------------------------------------------------------------------------------
