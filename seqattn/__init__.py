@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-TASKS = ("hawkes", "classify")
+TASKS = ("hawkes", "classify", "recommend")
 
 _ESTIMATORS = {
     "MajorityClass": "seqattn.classify.baselines",

@@ -20,7 +20,7 @@ from seqattn.data import catalog
 from seqattn.errors import DataError, MissingDependencyError
 from seqattn.train.config import json_ready, versions
 from seqattn.train.costs import COSTS
-from seqattn.train.history import History
+from seqattn.train.history import History, history_of
 
 if TYPE_CHECKING:
     from seqattn.data.known import Entry
@@ -239,7 +239,9 @@ def evaluation_text(task: ModuleType, evaluation: Mapping[str, Any], name: str, 
     what
         Which data it is about.
     """
-    return f"{what}. {task.caption(evaluation)}\n\n{table(*task.summary_rows(evaluation, name))}"
+    text = f"{what}. {task.caption(evaluation)}\n\n{table(*task.summary_rows(evaluation, name))}"
+    headers, rows = task.detail_rows(evaluation) if hasattr(task, "detail_rows") else ([], [])
+    return f"{text}\n\n{table(headers, rows)}" if rows else text
 
 
 def fit_figures(task: ModuleType, model: Any, dev: Any, run: Run) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def fit_figures(task: ModuleType, model: Any, dev: Any, run: Run) -> dict[str, A
     run
         What was run.
     """
-    history = getattr(model, "history_", None)
+    history = history_of(model)
     figures: dict[str, Any] = json_ready(
         {
             "task": run.task,

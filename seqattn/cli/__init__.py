@@ -101,6 +101,7 @@ def fit(
     from seqattn.train.callbacks import Progress
     from seqattn.train.config import short_name
     from seqattn.train.folder import Afterwards, RunFolder
+    from seqattn.train.history import history_of
 
     run, module = run_of(config, task, settings, read, **given), seqattn.task(task)
     model = module.build(run.settings, run.model, seed=run.seed, device=run.device, read=run.read)
@@ -122,9 +123,10 @@ def fit(
         told = [] if flag("quiet") else [Progress(), Afterwards(lambda: note(f"{module.AFTERWARDS} ..."))]
         folder.fit(module, model, parts["train"], parts.get("dev"), told)
         figures = fit_figures(module, model, parts.get("dev"), run)
-        if figures["epochs"]:
+        history = history_of(model)
+        if history is not None and figures["epochs"]:
             path, title = folder.path / "training.png", f"{run.model} on {short_name(run.data)}"
-            picture(lambda: plot_training(model.history_, path, module.LOSS_UNIT, title))
+            picture(lambda: plot_training(history, path, module.LOSS_UNIT, title))
         folder.finish(figures)
     show({**figures, "output": str(folder.path)}, fit_text(module, figures, folder.model))
 

@@ -189,7 +189,7 @@ def run_of(config: str | None, task: str, settings: Sequence[str], read: Sequenc
     module = seqattn.task(task)
     run = Run.of_options(config, task, settings, read, **given)
     if not run.data:
-        note(f"No --data: using {module.DEFAULT_DATA!r}, which comes with the package.")
+        note(f"No --data: using {module.DEFAULT_DATA!r}, the small set of this task.")
     return replace(run, data=run.data or module.DEFAULT_DATA, model=run.model or next(iter(module.MODELS)))
 
 

@@ -121,10 +121,12 @@ def _write_trials(module: ModuleType, outcome: Outcome) -> None:
 
 def _draw_best(module: ModuleType, outcome: Outcome, plan: Plan) -> None:
     from seqattn.report import plot_training
+    from seqattn.train.history import history_of
 
     best, pictures = seqattn.load(outcome.output / "best"), outcome.output / "best"
-    if hasattr(best, "history_"):
+    history = history_of(best)
+    if history is not None:
         title = f"{type(best).__name__}, best of {outcome.n_trials} trials"
-        picture(lambda: plot_training(best.history_, pictures / "training.png", module.LOSS_UNIT, title))
+        picture(lambda: plot_training(history, pictures / "training.png", module.LOSS_UNIT, title))
     parts = module.splits(plan.data, seed=plan.seed, **plan.read)
     picture(lambda: module.plots(best, parts.get("dev", parts["train"]), pictures))

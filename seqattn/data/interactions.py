@@ -159,7 +159,7 @@ class Interactions:
             None if ids is None else ids_of(ids, name) for name, ids in (("users", users), ("items", items))
         ]
         if isinstance(X, cls):
-            return X.recoded(*known)
+            return (X if duplicates == "keep" else X._without_repeats(duplicates)).recoded(*known)
         log = read_log(X, Columns(**columns), *known)  # type: ignore[arg-type]
         rows = ordered(log.users, log.items, log.times, len(log.user_ids), duplicates)
         times = None if rows.times is None else on_clock(rows.times, log.clock)
@@ -167,6 +167,10 @@ class Interactions:
         return cls(
             rows.offsets, rows.items, times, log.user_ids, log.item_ids, notes, log.clock, log.n_ignored
         )
+
+    def _without_repeats(self, duplicates: str) -> Self:
+        rows = ordered(self.users, self.items, self.times, self.n_users, duplicates)
+        return replace(self, offsets=rows.offsets, items=rows.items, times=rows.times, notes=tuple(rows.notes()))
 
     def __len__(self) -> int:
         return self.n_users
@@ -371,11 +375,9 @@ class Interactions:
 
     def digest(self) -> str:
         """Return the SHA-256 of ids, rows and times."""
-        found = hashlib.sha256()
-        for part in (digest_of_ids(self.user_ids), digest_of_ids(self.item_ids), self.offsets, self.items):
-            found.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
-        if self.times is not None:
-            found.update(np.ascontiguousarray(self.times).data)
+        found = hashlib.sha256(digest_of_ids(self.user_ids) + digest_of_ids(self.item_ids))
+        for part in (self.offsets, self.items, *([] if self.times is None else [self.times])):
+            found.update(np.ascontiguousarray(part).data)
         return found.hexdigest()
 
     def check_learnable(self) -> None:

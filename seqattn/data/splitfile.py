@@ -73,7 +73,8 @@ def read_split_file(path: str | Path) -> pl.DataFrame:
     if not all(isinstance(part, dict) for part in parts):
         raise DataError(f"{str(path)!r} holds no three dictionaries from user to items, but {_kinds(parts)}.")
     frame = pl.concat(_rows(part, number, path) for number, part in enumerate(parts))
-    found = (frame["user_id"].n_unique(), int(frame["item_id"].max() or 0) + 1)  # type: ignore[call-overload]
+    last: Any = frame["item_id"].max()
+    found = (frame["user_id"].n_unique(), int(last or 0) + 1)
     if found[0] != n_users or found[1] > n_items:
         raise DataError(
             f"{str(path)!r} states {n_users} users and {n_items} items, but holds {found[0]} and {found[1]}."
@@ -89,7 +90,7 @@ def _objects(path: Path) -> list[Any]:
             raise ValueError(f"version {version} of the format is not known")
         shape, _, kind = np.lib.format.read_array_header_1_0(file)
         content = file.read()
-    if kind != object or shape != (5,):
+    if not kind.hasobject or shape != (5,):
         raise ValueError(f"it holds {kind} of shape {shape} instead of five objects")
     array = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     if not isinstance(array, np.ndarray) or array.shape != (5,):

@@ -24,7 +24,7 @@ from seqattn.train.callbacks import Progress
 from seqattn.train.config import Run, json_ready, versions
 from seqattn.train.costs import PeakMemory
 from seqattn.train.folder import RunFolder
-from seqattn.train.history import History
+from seqattn.train.history import History, history_of
 from seqattn.train.loop import Observer
 from seqattn.train.settings import FitSettings
 from seqattn.train.workers import FileLock, become_worker
@@ -123,7 +123,7 @@ def _figures(
     evaluated = time.perf_counter()
     totals, counts = module.cases(model, parts["test"], **evaluation)
     ended = time.perf_counter()
-    history = getattr(model, "history_", None)
+    history = history_of(model)
     records = history.records if history else []
     # Of a fit that was interrupted, the epochs before count too; what was only watched does not.
     n_before = max(len(records) - counter.n_epochs, 0)

@@ -201,7 +201,7 @@ class Grid:
         noun
             One of :func:`nouns`.
         name
-            Which of its grids: ``datasets/<noun>/<name>.toml``. Beside the default, ``"reproduce"``, uea has
+            Which of its grids: ``datasets/<noun>/<name>.toml``. Beside the default, ``"reproduce"``, rec and uea have
             ``"ablation"``.
 
         Raises
@@ -318,6 +318,6 @@ def nouns() -> list[str]:
     Examples
     --------
     >>> nouns()
-    ['tpp', 'uea']
+    ['rec', 'tpp', 'uea']
     """
     return sorted(path.parent.name for path in resource("datasets").glob("*/reproduce.toml"))

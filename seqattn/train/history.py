@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["History"]
+__all__ = ["History", "history_of"]
 
 
 @dataclass
@@ -77,3 +77,20 @@ class History:
         """
         records = [dict(record) for record in values["records"]]
         return cls(records, values["best_epoch"], values["stopped_early"])
+
+
+def history_of(model: Any) -> History | None:
+    """Return what happened in each epoch of a fit, None of a model that learns at once.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator. Recommenders keep it as ``fit_history_``, for their ``history_`` is that of the users.
+
+    Examples
+    --------
+    >>> history_of(object()) is None
+    True
+    """
+    kept = (getattr(model, name, None) for name in ("fit_history_", "history_"))
+    return next((found for found in kept if isinstance(found, History)), None)

@@ -30,7 +30,8 @@ class Space:
         Name of the model within the task; None is the task's first.
     rules
         Settings that are searched: ``type`` ("float", "int", "choice") with ``low``, ``high``, ``log`` or
-        ``choices``. A choice may be a list; the choice "none" is no value.
+        ``choices``. A choice may be a list; the choice "none" is no value. ``unless`` names values of other settings
+        beside which this one means nothing: trials that differ in nothing else are the same.
     fixed, trial, refit
         Settings of every fit, of trials only, and of the final fit only.
     starts
@@ -104,9 +105,32 @@ class Space:
         settings
             Constructor arguments for every fit; they also replace those of trials and of the final fit.
         """
-        rules = {name: rule for name, rule in self.rules.items() if name not in settings}
+        rules = {
+            name: rule
+            for name, rule in self.rules.items()
+            if name not in settings and not self.is_moot(name, settings)
+        }
         trial, refit = ({**part, **_common(part, settings)} for part in (self.trial, self.refit))
         return replace(self, rules=rules, fixed={**self.fixed, **settings}, trial=trial, refit=refit)
+
+    def is_moot(self, name: str, params: Mapping[str, Any]) -> bool:
+        """Tell whether a searched setting means nothing beside the values of others.
+
+        Parameters
+        ----------
+        name
+            The searched setting.
+        params
+            Settings by name.
+
+        Examples
+        --------
+        >>> rule = {"type": "choice", "choices": [1, 2], "unless": {"alpha": [1.0]}}
+        >>> [Space(rules={"window": rule}).is_moot("window", {"alpha": alpha}) for alpha in (0.5, 1.0)]
+        [False, True]
+        """
+        unless = self.rules[name].get("unless", {})
+        return any(_plain(params[other]) in values for other, values in unless.items() if other in params)
 
     def encoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return searched settings as the sampler knows them: a list is written as text, and no value as "none".
@@ -199,7 +223,13 @@ def check_rule(name: str, rule: Any) -> None:
     kind = str(rule.get("type") if isinstance(rule, dict) else None)
     check_names([kind], _RULES, f"a type for the searched setting {name!r}")
     keys = _RULES[kind]
-    check_names([key for key in rule if key != "type"], keys, f"a key of the searched setting {name!r}")
+    given = [key for key in rule if key not in ("type", "unless")]
+    check_names(given, keys, f"a key of the searched setting {name!r}")
+    unless = rule.get("unless", {})
+    if not (isinstance(unless, dict) and all(isinstance(values, list) for values in unless.values())):
+        raise ParameterError(
+            f"'unless' of the searched setting {name!r} is {unless!r}. Give a list of values for each other setting."
+        )
     missing = [key for key in keys if key not in rule and key != "log"]
     if missing:
         raise ParameterError(f"The searched setting {name!r} has no {missing[0]!r}.")

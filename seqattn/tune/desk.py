@@ -201,9 +201,11 @@ class Desk:
         return trial
 
     def _key(self, params: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
-        """Return what equal settings have in common; a setting with one value only tells nothing."""
+        """Return what equal settings have in common; one with one value only tells nothing, nor does a moot one."""
         free = [
-            repr(rule.to_external_repr(rule.to_internal_repr(params[name]))) if name in params else ""
+            repr(rule.to_external_repr(rule.to_internal_repr(params[name])))
+            if name in params and not self.plan.space.is_moot(name, params)
+            else ""
             for name, rule in self._space.items()
             if not rule.single()
         ]

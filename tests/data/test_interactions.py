@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import uuid
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -224,7 +225,7 @@ def test_renaming_items_renames_them_and_changes_nothing_else():
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
 def test_dates_become_seconds_since_1970_and_come_back(unit):
-    days = [dt.datetime(2024, 3, 1, 12), dt.datetime(1969, 12, 31, 23), dt.datetime(2024, 3, 1)]
+    days = list(map(dt.datetime.fromisoformat, ("2024-03-01T12:00", "1969-12-31T23:00", "2024-03-01")))
     frame = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [1, 2, 3], "timestamp": days})
     data = Interactions.of(frame.with_columns(pl.col("timestamp").dt.cast_time_unit(unit)))
     assert data.times.tolist() == [-3600.0, 1709251200.0, 1709294400.0]
@@ -271,6 +272,9 @@ def test_repeated_rows_can_be_dropped():
         (1, 5, 3.0),
         (2, 5, 0.0),
     ]
+    for rule in ("drop", "drop_consecutive"):
+        again = Interactions.read(Interactions.read(TIED), duplicates=rule)
+        assert again.digest() == Interactions.read(TIED, duplicates=rule).digest()
     kept = Interactions.read(TIED, duplicates="drop_consecutive")
     assert rows(kept) == [(1, 5, 0.0), (1, 6, 0.0), (1, 5, 0.0), (2, 5, 0.0)]
     assert kept.notes[-1] == "1 row that repeats the item of the user's row before: dropped."
@@ -398,9 +402,9 @@ def test_temporal_cuts_at_moments():
 
 
 def test_temporal_takes_dates_where_times_are_dates():
-    days = [dt.datetime(2024, 1, day) for day in (1, 2, 3)]
+    days = [dt.datetime.fromisoformat(f"2024-01-0{day}") for day in (1, 2, 3)]
     data = Interactions.of({"user_id": [1, 1, 2], "item_id": [1, 2, 3], "timestamp": days})
-    split = temporal(data, "2024-01-02", dt.datetime(2024, 1, 3))
+    split = temporal(data, "2024-01-02", days[2])
     assert [part.n_rows for part in (split.train, split.validation, split.test)] == [1, 1, 1]
     assert split.notes == ("1 user has no row before the first cut.",)
     with pytest.raises(DataError, match="numbers"):
@@ -461,7 +465,7 @@ def test_the_known_sets_have_the_published_sizes(name):
 def facts_of_authors(data: Interactions) -> tuple[int, ...]:
     split = leave_one_out(data)
     train = [split.train.items_of(user)[-50:].tolist() for user in range(data.n_users)]
-    pairs = {pair for items in train for pair in zip(items, items[1:], strict=False)}
+    pairs = {pair for items in train for pair in pairwise(items)}
     known = {item for items in train for item in items}
     absent = set(range(data.n_items)) - known
     targets = split.test.items.tolist()

@@ -122,7 +122,7 @@ def test_names_are_chosen_in_the_order_of_the_grid_and_by_alias():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Grid.of("tppp"), "There is no table 'tppp'. Tables: tpp, uea. Did you mean 'tpp'?"),
+        (lambda: Grid.of("tppp"), "There is no table 'tppp'. Tables: rec, tpp, uea. Did you mean 'tpp'?"),
         (lambda: Grid.of("uea", "ablaton"), "no grid 'ablaton'. Grids of uea: .*Did you mean 'ablation'?"),
         (lambda: Grid.of("tpp").select(["taxii"]), "'taxii' is not a data set of the table. .*'taxi'?"),
         (lambda: Grid.of("tpp").select(models=["SAPH"]), "'SAPH' is not a model of the table. .*'SAHP'?"),
