@@ -170,7 +170,9 @@ class Interactions:
 
     def _without_repeats(self, duplicates: str) -> Self:
         rows = ordered(self.users, self.items, self.times, self.n_users, duplicates)
-        return replace(self, offsets=rows.offsets, items=rows.items, times=rows.times, notes=tuple(rows.notes()))
+        return replace(
+            self, offsets=rows.offsets, items=rows.items, times=rows.times, notes=tuple(rows.notes())
+        )
 
     def __len__(self) -> int:
         return self.n_users

@@ -78,11 +78,15 @@ class TrainingHistories:
         rows
             Numbers of users, 0 to ``len(self) - 1``.
         """
+        at = self._places(rows)
+        items, targets = (torch.from_numpy(self.items[at + step].astype(np.int64)) for step in (0, 1))
+        return HistoryBatch(items, Layout.of(self.lengths[rows]), targets)
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Return where the items of users stand that have a target, which is the next one."""
         lengths = self.lengths[rows]
         ends = np.cumsum(lengths)
-        at = np.arange(lengths.sum()) + np.repeat(self.starts[rows] - ends + lengths, lengths)
-        items, targets = (torch.from_numpy(self.items[at + step].astype(np.int64)) for step in (0, 1))
-        return HistoryBatch(items, Layout.of(lengths), targets)
+        return np.arange(lengths.sum()) + np.repeat(self.starts[rows] - ends + lengths, lengths)
 
     def popularity(self, n_items: int) -> np.ndarray:
         """Return how often each item is a target in an epoch.
@@ -92,7 +96,8 @@ class TrainingHistories:
         n_items
             Size of the catalogue.
         """
-        return np.bincount(self.batch(np.arange(len(self))).targets.numpy(), minlength=n_items)
+        targets = self.items[self._places(np.arange(len(self))) + 1]
+        return np.bincount(targets, minlength=n_items)
 
 
 def _marks(data: Interactions) -> np.ndarray:

@@ -93,10 +93,28 @@ class MQSATEDRecommender(NetworkRecommender):
 
     Attributes
     ----------
-    module_, transitions_, fit_history_, best_epoch_, best_score_, validation_curve_, teacher_mass_, loss_
-        See :class:`seqattn.recommend.fitting.NetworkRecommender`.
-    history_, item_ids_, user_ids_, popularity_
-        See :class:`seqattn.recommend.recommender.Recommender`.
+    history_
+        All rows of the fit, those that chose the epoch included: what is known of the users.
+    user_ids_, item_ids_
+        Ids by code, of the kind in which they were given.
+    popularity_
+        Rows of each item in the training part.
+    module_
+        The network.
+    transitions_
+        Which item followed which in training, and how often.
+    fit_history_
+        What happened in each epoch, a :class:`seqattn.train.history.History`.
+    best_epoch_
+        The epoch whose weights the network has.
+    validation_curve_
+        NDCG at 20 on the rows for validation by epoch; NaN where it was not computed.
+    best_score_
+        NDCG at 20 of all users with a row for validation at the best epoch; NaN without any.
+    teacher_mass_
+        Share that the teacher gives an item's only successor; None without distillation.
+    loss_
+        ``"full"`` or ``"sampled"``.
 
     Notes
     -----

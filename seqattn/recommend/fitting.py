@@ -42,27 +42,7 @@ _CHOICES = {
 
 
 class NetworkRecommender(Recommender):
-    """The part of the recommenders with a network that learns; subclasses have the parameters.
-
-    Attributes
-    ----------
-    module_
-        The network.
-    transitions_
-        Which item followed which in training, and how often.
-    fit_history_
-        What happened in each epoch, a :class:`seqattn.train.history.History`.
-    best_epoch_
-        The epoch whose weights the network has.
-    validation_curve_
-        NDCG at 20 on the rows for validation by epoch; NaN where it was not computed.
-    best_score_
-        NDCG at 20 of all users with a row for validation at the best epoch; NaN without any.
-    teacher_mass_
-        Share that the teacher gives an item's only successor; None without distillation.
-    loss_
-        ``"full"`` or ``"sampled"``.
-    """
+    """The part of the recommenders with a network that learns; subclasses have the parameters."""
 
     module_: MultiQueryNetwork
     transitions_: Transitions

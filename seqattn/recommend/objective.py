@@ -93,8 +93,8 @@ class Objective(nn.Module):
         embedded = table.index_select(0, batch.items)
         states = network.states(embedded, batch.layout).to(table.dtype)
         options: dict[str, Any] = {"memory_mb": self.memory_mb, "is_half": self.is_half}
-        rank = partial(ranking_loss, zero_class=self.zero_class, **options)
-        found = {"rec": rank(states, _targets(batch), table)}
+        rec = ranking_loss(states, _targets(batch), table, zero_class=self.zero_class, **options)
+        found = {"rec": rec}
         if self.teacher is not None:
             heads = self._heads(embedded)
             found["kd"] = distillation_loss(heads, batch.items, table, self.teacher, **options)

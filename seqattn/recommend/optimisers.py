@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -71,11 +72,11 @@ class _BySteps(torch.optim.Optimizer):
         state["touched"][rows] = state["step"].to(table)
         table.index_copy_(0, rows, values - self._move(table, rows, slope, state, group))
 
+    @abstractmethod
     def _move(
         self, table: Tensor, rows: Tensor, slope: Tensor, state: dict[str, Tensor], group: dict[str, Any]
     ) -> Tensor:
         """Return by how much rows move, and take their slopes into the state."""
-        raise NotImplementedError
 
 
 def _adam(parameter: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:

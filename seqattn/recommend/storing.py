@@ -80,12 +80,12 @@ def stored(model: Any) -> Stored:
     return Stored(arrays, facts)
 
 
-def restored(cls: type[Model], artifact: Artifact) -> Model:
+def restored(kind: type[Model], artifact: Artifact) -> Model:
     """Return the recommender that a file holds.
 
     Parameters
     ----------
-    cls
+    kind
         Its class.
     artifact
         The file's contents.
@@ -96,15 +96,15 @@ def restored(cls: type[Model], artifact: Artifact) -> Model:
         The parts do not fit together.
     """
     try:
-        return _again(cls, artifact)
+        return _again(kind, artifact)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"The file holds a {cls.__name__} whose parts do not fit together ({type(error).__name__}). "
+            f"The file holds a {kind.__name__} whose parts do not fit together ({type(error).__name__}). "
             "Save the recommender again just after fit, with its parameters unchanged."
         ) from error
 
 
-def _again(cls: type[Model], artifact: Artifact) -> Model:
+def _again(kind: type[Model], artifact: Artifact) -> Model:
     facts, tensors = artifact.metadata, artifact.tensors
     history = Interactions(
         offsets=tensors["offsets"].numpy(),
@@ -115,7 +115,7 @@ def _again(cls: type[Model], artifact: Artifact) -> Model:
         notes=tuple(facts["notes"]),
         clock=_clock_in(facts["clock"]),
     )
-    model: Any = cls(**{name: decode_parameter(value) for name, value in facts["params"].items()})
+    model: Any = kind(**{name: decode_parameter(value) for name, value in facts["params"].items()})
     model.columns_, model.frame_ = Columns(**facts["columns"]), facts["frame"]
     model._take(history, tensors["held_out"].numpy())
     model._restore(Stored(_under(tensors, _STATE), facts["state"]))
@@ -171,5 +171,8 @@ def _clock_out(clock: Clock) -> dict[str, Any]:
 
 
 def _clock_in(facts: Mapping[str, Any]) -> Clock:
-    zero = None if facts["zero"] is None else np.array(facts["zero"][1], dtype=facts["zero"][0])[()]
+    zero: np.datetime64 | None = None
+    if facts["zero"] is not None:
+        dtype, count = facts["zero"]
+        zero = np.int64(count).astype(dtype)
     return Clock(facts["unit"], zero, facts["time_zone"])

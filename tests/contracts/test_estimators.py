@@ -92,8 +92,10 @@ def assert_close(left: pl.DataFrame, right: pl.DataFrame) -> None:
 
 def test_the_list_names_every_exported_estimator(name):
     exported = {item for item in seqattn.__all__ if hasattr(getattr(seqattn, item), "fit")}
-    # Of classifiers tests/classify/test_promises.py asks the same, and the checks of three libraries.
+    # Of classifiers tests/classify/test_promises.py asks the same, and the checks of three libraries; of recommenders
+    # tests/recommend/test_promises.py.
     exported -= {item for item in exported if is_classifier(getattr(seqattn, item)())}
+    exported -= {item for item in exported if hasattr(getattr(seqattn, item), "recommend")}
     assert exported == set(ESTIMATORS)
 
 

@@ -70,12 +70,13 @@ def test_with_the_whole_catalogue_the_losses_are_exact(lists, zero_class):
 def test_the_mean_over_draws_of_the_normaliser_is_the_exact_one(kind):
     """The weighted negatives estimate the sum of exponentials without bias, whatever they are drawn by."""
     states, _, table = (value.detach() for value in inputs())
+    states = 0.3 * states  # large scores are rare, and few draws would not tell of them
     popularity = np.arange(N) % 7 + 1
     with torch.random.fork_rng():
         torch.manual_seed(0)
         proposal, sums = Proposal(kind, 10, popularity), []
         shares = torch.from_numpy(popularity / popularity.sum())
-        for _ in range(4000):
+        for _ in range(1500):
             targets = torch.multinomial(shares, 10, replacement=True) if kind == "batch" else TARGETS
             got = proposal(targets)
             loss = sampled_ranking_loss(states[:1], TARGETS[:1], table[TARGETS[:1]], table[got.items], got)
@@ -83,11 +84,28 @@ def test_the_mean_over_draws_of_the_normaliser_is_the_exact_one(kind):
     wanted = float((states[:1] @ table.T).exp().sum())
     error = np.std(sums) / np.sqrt(len(sums))
     assert abs(np.mean(sums) - wanted) < 4 * error
-    assert error < 0.1 * wanted
+    assert error < 0.015 * wanted
+
+
+@pytest.mark.parametrize("zero_class", [False, True])
+@pytest.mark.parametrize("kind", ["popularity", "batch"])
+def test_negatives_that_come_as_often_as_expected_make_the_losses_exact(kind, zero_class, monkeypatch):
+    """No chance is left then, so that the correction of importance is an identity, its gradient included."""
+    teacher, leaves = Teacher(transitions(), 0.3).double(), inputs()
+    popularity = np.arange(N) % 7 + 1
+    as_expected = torch.repeat_interleave(torch.arange(N), torch.from_numpy(3 * popularity))
+    proposal = Proposal(kind, len(as_expected), popularity - (kind == "popularity"))
+    monkeypatch.setattr(proposal, "_popular", lambda: as_expected)
+    found = sampled(proposal(as_expected), *leaves, teacher, zero_class)
+    wanted = exact(*leaves, teacher, zero_class)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert abs(ours - theirs) < 1e-6 * abs(theirs)  # the weights are in float32
+    assert gap(found, wanted, leaves) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["popularity", "batch"])
 def test_with_many_draws_the_losses_approach_the_exact_ones(kind):
+    """Over draws of 400,000 items the gradients lie 0.005 to 0.035 off, and half of that with four times as many."""
     teacher, leaves = Teacher(transitions(), 0.3).double(), inputs()
     popularity = np.arange(N) % 7 + 1
     with torch.random.fork_rng():
@@ -98,7 +116,7 @@ def test_with_many_draws_the_losses_approach_the_exact_ones(kind):
     wanted = exact(*leaves, teacher)
     for ours, theirs in zip(found, wanted, strict=True):
         assert abs(ours - theirs) < 2e-3 * abs(theirs)
-    assert gap(found, wanted, leaves) < 0.1
+    assert gap(found, wanted, leaves) < 0.05
 
 
 def test_uniform_negatives_are_distinct_and_equally_likely():
