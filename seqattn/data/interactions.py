@@ -169,10 +169,8 @@ class Interactions:
         )
 
     def _without_repeats(self, duplicates: str) -> Self:
-        rows = ordered(self.users, self.items, self.times, self.n_users, duplicates)
-        return replace(
-            self, offsets=rows.offsets, items=rows.items, times=rows.times, notes=tuple(rows.notes())
-        )
+        kept = ordered(self.users, self.items, self.times, self.n_users, duplicates)
+        return replace(self, offsets=kept.offsets, items=kept.items, times=kept.times, notes=(*kept.notes(),))
 
     def __len__(self) -> int:
         return self.n_users
