@@ -253,6 +253,14 @@ def test_paper_mode_cuts_histories_before_anything_and_runs_all_epochs():
     assert abs(model.teacher_mass_ - 1 / (1 + (whole.n_items - 1) * np.exp(-10))) < 1e-12
 
 
+@pytest.mark.parametrize(("mode", "n_classes"), [("paper", 41), ("default", 40)])
+def test_paper_mode_has_one_class_more_than_there_are_items(mode, n_classes):
+    """A network that has learnt nothing scores all items about 0, as the further class."""
+    settings = SMALL | {"epochs": 1, "learning_rate": 1e-12, "l2": 0.0, "dropout": 0.0}
+    model = MQSATEDRecommender(**settings, mode=mode).fit(LOG, validation=None)
+    assert model.fit_history_.records[0]["train_parts"]["rec"] == pytest.approx(np.log(n_classes), abs=2e-3)
+
+
 def _last(data):
     found = np.zeros(data.n_rows, dtype=bool)
     found[data.offsets[1:] - 1] = True
