@@ -84,7 +84,8 @@ class VSFormerClassifier(Fitting):
         Share of the cases, or None. They choose the number of epochs: tokens and network are first learnt without them;
         then all are fitted for that many.
     patience
-        Epochs without a better validation loss after which training stops; None goes on to the last.
+        Epochs without a better validation loss after which training stops; None goes on to the last. It needs held-out
+        cases, of ``validation`` here or in the fit.
     attention
         Pattern of which tokens see which: a name or an object of :mod:`seqattn.attention`.
     device
@@ -108,13 +109,15 @@ class VSFormerClassifier(Fitting):
         The classes, sorted.
     n_channels_, length_range_
         Channels, and shortest and longest training case.
+    channel_names_
+        Names of the channels, where the series came in frames that have them; else None.
     shapes_, intervals_
         Tables of the tokens, see :class:`seqattn.classify.explain.Explaining`.
     history_
-        What happened in each epoch, of the last member.
+        What happened in each epoch, of the first member.
     fit_report_
-        What was done to the data: sizes, what was capped, seconds, and a hash of everything that was learnt before
-        training.
+        What was done to the data: sizes, ``capped`` (the parameters that bounded something, or could not be met),
+        seconds, and a hash of everything that was learnt before training.
 
     Notes
     -----
