@@ -73,7 +73,8 @@ class VSFormerClassifier(Fitting):
         without an equal part of the cases of each class; with one nothing is left out.
     calibration
         Share of the cases, for example 0.2, that is held out in a first fit to find the temperature of the
-        probabilities; then all are fitted. None leaves them as they are.
+        probabilities; then all are fitted. Epochs are chosen before, and held-out cases of the fit choose them in both.
+        None leaves the probabilities as they are.
     learning_rate, weight_decay
         Peak of the one-cycle rate, and decoupled decay of AdamW.
     epochs
@@ -81,8 +82,8 @@ class VSFormerClassifier(Fitting):
     batch_size
         Cases per step; ``"auto"`` an eighth of them, between 8 and 64.
     validation
-        Share of the cases, or None. They choose the number of epochs: tokens and network are first learnt without them;
-        then all are fitted for that many.
+        Share of the cases, or None. They choose the number of epochs: tokens and one network are first learnt without
+        them; then all are fitted for that many.
     patience
         Epochs without a better validation loss after which training stops; None goes on to the last. It needs held-out
         cases, of ``validation`` here or in the fit.

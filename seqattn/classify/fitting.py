@@ -93,6 +93,8 @@ class Fitting(Explaining):
             A parameter has a value that is not allowed.
         ArtifactError
             The checkpoint belongs to another fit.
+        TypeError
+            ``validation`` or ``watch`` is neither a panel nor a pair, or the series are of no known form.
 
         Warns
         -----

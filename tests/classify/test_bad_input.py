@@ -231,7 +231,7 @@ def test_series_of_less_than_three_points_are_refused_with_the_case(fitted, kind
 
 def test_swapped_axes_are_warned_of():
     X = np.random.default_rng(0).normal(size=(6, 70, 20))
-    with pytest.warns(SeqattnWarning, match="70 channels and 20 time points: its axes look swapped"):
+    with pytest.warns(SeqattnWarning, match="70 channels and 20 time points: their axes look swapped"):
         make(network_weight=0.0).fit(X, [0, 1] * 3)
 
 
