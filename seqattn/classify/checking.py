@@ -106,8 +106,9 @@ def _check_training(model: Parameters) -> None:
     )
     resolve_precision(model.precision, resolve_device(model.device))
     as_pattern(model.attention)
-    if not (isinstance(model.verbose, bool | int | np.integer) and model.verbose >= 0):
-        raise ParameterError(f"verbose={model.verbose!r} is not allowed. Give a whole number, at least 0.")
+    verbose: Any = model.verbose
+    if not isinstance(verbose, int | np.integer) or verbose < 0:
+        raise ParameterError(f"verbose={verbose!r} is not allowed. Give a whole number, at least 0.")
     whole = isinstance(model.n_jobs, int | np.integer) and not isinstance(model.n_jobs, bool)
     if not (model.n_jobs is None or (whole and model.n_jobs != 0)):
         raise ParameterError(
