@@ -108,7 +108,7 @@ class Fitting(Explaining):
         # What is half learnt is nobody's: an interrupted fit leaves no trace.
         learnt = type(self)(**self.get_params(deep=False))
         learnt._fit(X, y, (validation, watch), None if checkpoint is None else Path(checkpoint), observers)
-        vars(self).update({name: value for name, value in vars(learnt).items() if name.endswith("_")})
+        self.__dict__.update({name: value for name, value in vars(learnt).items() if name.endswith("_")})
         return self
 
     def _fit(
