@@ -542,7 +542,7 @@ PARAMETERS_REFUSED = {
 def test_parameters_that_are_not_allowed_are_refused(what):
     given, text = PARAMETERS_REFUSED[what]
     with pytest.raises(ParameterError, match=text):
-        make(**{"network_weight": 0.0, **given}).fit(series(), LABELS)
+        make(network_weight=0.0).set_params(**given).fit(series(), LABELS)
 
 
 def test_patience_without_held_out_cases_is_warned_of():

@@ -13,6 +13,7 @@ from scipy.stats import wilcoxon
 
 from seqattn.classify.cases import case_batch
 from seqattn.classify.estimator import VSFormerClassifier
+from seqattn.classify.reading import number_of_case, require_count
 from seqattn.data.catalog import load_dataset
 from seqattn.data.panels import Panel
 from seqattn.errors import DataError, ParameterError, SeqattnWarning
@@ -290,15 +291,20 @@ def test_of_a_case_without_values_the_explanation_says_that_nothing_is_known():
     [
         (2, 99, DataError, "There is no case 99: The explanation has 12, counted from 0"),
         (2, -1, DataError, "There is no case -1"),
-        (2, 1.5, DataError, "There is no case 1.5"),
         (0, None, ParameterError, "k=0 is not allowed. Give a whole number, at least 1"),
         (-1, 0, ParameterError, "k=-1 is not allowed"),
-        (2.5, 0, ParameterError, "k=2.5 is not allowed"),
     ],
 )
 def test_the_largest_contributions_of_no_case_or_number_are_refused(k, case, kind, text, explained):
     with pytest.raises(kind, match=text):
         explained.top(k, case)
+
+
+def test_parts_of_cases_and_of_rows_are_refused():
+    with pytest.raises(DataError, match="There is no case 1.5: X has 3, counted from 0"):
+        number_of_case(1.5, 3, "X")
+    with pytest.raises(ParameterError, match="k=2.5 is not allowed"):
+        require_count(2.5)
 
 
 @pytest.fixture(scope="module")
