@@ -11,8 +11,10 @@ import torch
 from planted import with_level, with_order, with_pattern
 
 from seqattn import load
+from seqattn.classify import fitting
 from seqattn.classify.cases import case_batch
 from seqattn.classify.estimator import VSFormerClassifier
+from seqattn.classify.readout import Readout
 from seqattn.data.catalog import load_dataset
 from seqattn.data.panels import Panel
 from seqattn.errors import ParameterError, SeqattnWarning
@@ -196,6 +198,51 @@ def test_held_out_cases_bring_the_best_epoch_back():
     assert len(early.history_.records) < 15
 
 
+def watch_training(monkeypatch) -> list[tuple[int, bool]]:
+    """Note the epochs of each training that follows, and whether cases were held out."""
+    seen, real = [], fitting.fit_module
+
+    def spy(module, batches, valid, settings, **rest):
+        seen.append((settings.epochs, valid is not None))
+        return real(module, batches, valid, settings, **rest)
+
+    monkeypatch.setattr(fitting, "fit_module", spy)
+    return seen
+
+
+def test_one_network_without_a_readout_chooses_the_number_of_epochs(monkeypatch):
+    seen, readouts, real = watch_training(monkeypatch), [], Readout.fit.__func__
+
+    def spy(*arguments):
+        readouts.append(len(arguments[2]))
+        return real(*arguments)
+
+    monkeypatch.setattr(Readout, "fit", classmethod(spy))
+    model = VSFormerClassifier(**QUICK, n_members=3, validation=0.25).fit(blobs(0, [20, 20]))
+    best = model.fit_report_["validation"]["best_epoch"]
+    assert seen == [(4, True), *[(best, False)] * 3]
+    assert readouts == [40]
+
+
+def test_the_readout_alone_needs_no_choice_of_epochs(monkeypatch):
+    seen = watch_training(monkeypatch)
+    model = VSFormerClassifier(**QUICK, network_weight=0, validation=0.25).fit(blobs(0, [20, 20]))
+    assert seen == []
+    assert "validation" not in model.fit_report_
+
+
+def test_what_is_calibrated_has_the_epochs_of_what_is_used(monkeypatch):
+    seen, train = watch_training(monkeypatch), blobs(0, [20, 20], apart=0.3)
+    settings = {**QUICK, "n_members": 1, "epochs": 15, "learning_rate": 0.05, "dropout": 0.0}
+    model = VSFormerClassifier(**settings, validation=0.25, calibration=0.25).fit(train)
+    best = model.fit_report_["validation"]["best_epoch"]
+    assert best < 15
+    assert seen == [(15, True), (best, False), (best, False)]
+    seen.clear()
+    VSFormerClassifier(**settings, calibration=0.25).fit(train, validation=blobs(1, [9, 9]))
+    assert seen == [(15, True), (15, True)]
+
+
 @pytest.mark.slow
 def test_calibration_makes_probabilities_of_a_certain_network_truer():
     train, test = blobs(0, [50, 50], apart=0.25), blobs(1, [200, 200], apart=0.25)
@@ -232,6 +279,43 @@ def test_logits_of_members_are_averaged(shapes):
         ]
     np.testing.assert_allclose(whole, np.mean(parts, axis=0), atol=1e-6)
     assert not np.allclose(parts[0], parts[1])
+
+
+def test_the_history_is_that_of_the_first_member():
+    train = blobs(0, [12, 12])
+    found = VSFormerClassifier(**QUICK, n_members=2).fit(train).history_
+    told: list[float] = []
+
+    class Listen(Progress):
+        def begin(self, settings):
+            pass
+
+        def epoch(self, record):
+            told.append(record["train_loss"])
+
+        def end(self, history):
+            pass
+
+    VSFormerClassifier(**QUICK, n_members=2).fit(train, observers=[Listen()])
+    assert len(told) == 8
+    assert [record["train_loss"] for record in found.records] == told[:4] != told[4:]
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float64", 1e-4), ("bf16", 0.1)])
+def test_every_precision_can_be_trained_saved_and_explained(precision, most, tmp_path):
+    train, test = with_level(0), with_level(1)
+    settings = {**QUICK, "n_members": 1, "readout_shapes": 0, "dropout": 0.0, "epochs": 2}
+    plain = VSFormerClassifier(**settings).fit(train, validation=test)
+    model = VSFormerClassifier(**settings, precision=precision).fit(train, validation=test)
+    found = model.predict_proba(test)
+    assert 0 < np.abs(found - plain.predict_proba(test)).max() < most
+    assert {part.dtype for part in model.modules_[0].parameters()} == {
+        torch.float64 if precision == "float64" else torch.float32
+    }
+    loaded = load(model.save(tmp_path / "model.safetensors"))
+    assert np.array_equal(loaded.predict_proba(test), found)
+    explanation = model.explain(test)
+    np.testing.assert_allclose(explanation.map.sum(axis=(1, 2)), explanation.difference, atol=1e-5)
 
 
 @pytest.mark.parametrize("members", [1, 2])
