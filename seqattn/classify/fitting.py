@@ -359,7 +359,7 @@ class Fitting(Explaining):
             locality=self.locality,
             profile_cap=self.profile_cap,
             derivatives=self.derivatives,
-            granularities=tuple(self.granularities),
+            granularities=tuple(map(int, self.granularities)),
             shape_tokens=self.shape_tokens * own,
             value_tokens=self.value_tokens,
             tokens=self.tokens,
