@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,9 +29,11 @@ from seqattn.classify.reading import check_kind, check_known, labels_as_axis, pa
 from seqattn.classify.readout import Readout, stacked
 from seqattn.classify.recipe import Recipe, generator
 from seqattn.classify.tokens import Tokens
+from seqattn.classify.watching import Watch
 from seqattn.data.panels import Panel, channel_names, row_length
 from seqattn.errors import DataError, SeqattnWarning
 from seqattn.train.callbacks import Progress
+from seqattn.train.checkpoint import Part
 from seqattn.train.history import History
 from seqattn.train.loop import Observer, fit_module
 from seqattn.train.settings import FitSettings, resolve_precision
@@ -78,8 +81,9 @@ class Fitting(Explaining):
         validation
             Held-out cases with labels, a panel or a pair ``(X, y)``, that choose the epoch; nothing is fitted again.
         checkpoint
-            File that is written after each epoch of a network. If it exists and belongs to this fit, training goes on
-            from it.
+            File that is written after each epoch of a network and holds all networks. If it exists and belongs to this
+            fit, with the same data, held-out and watched cases, training goes on from it. That takes a number as
+            ``random_state``: with None each fit is another one.
         observers
             Told of every epoch, see :class:`seqattn.train.loop.Observer`.
         watch
@@ -324,20 +328,23 @@ class Fitting(Explaining):
         seed, epochs = order
         away = left_out_by(codes, self.n_members, generator(seed, "parts"))
         left_out = np.full((len(codes), len(self.classes_)), np.nan)
-        watchers = [
-            _Watcher(self, watched, member) for member in range(self.n_members) if watched is not None
-        ]
+        watch = None if watched is None else Watch(self._tokeniser(), watched)
+        digests = [None if panel is None else panel.digest() for panel in (held_out, watched)]
         for member in range(self.n_members):
             some = np.flatnonzero(away != member)
             module = self._module(tokens, seed, member)
             self.modules_.append(module)
+            looking = (
+                [] if watch is None else [watch.member(module, partial(self._member_logits, member=member))]
+            )
             history = self._train(
                 module,
                 (tokens.select(some), codes[some], weights[some]),
                 held_out,
                 (seed, member, epochs),
-                [*observers, *([Progress()] if self.verbose else []), *watchers[member : member + 1]],
-                checkpoint if checkpoint is None or not member else checkpoint.with_suffix(f".{member}"),
+                [*observers, *([Progress()] if self.verbose else []), *looking],
+                None if checkpoint is None else Part(checkpoint, str(member)),
+                {"held_out": digests[0], "watched": digests[1]},
             )
             rest = np.flatnonzero(away == member)
             if len(rest):
@@ -345,8 +352,8 @@ class Fitting(Explaining):
             self.history_ = self.history_ if member else history
         self.blend_ = self._blended(left_out, codes, weights)
         self.fit_report_["blend"] = self.blend_.tolist()
-        if watched is not None:
-            _write_watched(self, watched, watchers)
+        if watch is not None:
+            watch.write(self)
         return left_out
 
     def _blended(self, left_out: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -368,7 +375,8 @@ class Fitting(Explaining):
         held_out: Panel | None,
         order: tuple[int, int, int],
         observers: Sequence[Observer],
-        checkpoint: Path | None,
+        checkpoint: Part | None,
+        digests: Mapping[str, str | None],
     ) -> History:
         (tokens, codes, weights), (seed, member, epochs) = data, order
         own, size = self._tokeniser().own(member), self._batch_size(len(codes))
@@ -392,6 +400,7 @@ class Fitting(Explaining):
             "model": type(self).__name__,
             "learnt": self._tokeniser().digest(),
             "member": member,
+            **digests,
             "params": {name: repr(value) for name, value in sorted(self.get_params(deep=False).items())},
         }
         history = fit_module(
@@ -415,7 +424,7 @@ class Fitting(Explaining):
             locality=self.locality,
             profile_cap=self.profile_cap,
             derivatives=self.derivatives,
-            granularities=tuple(self.granularities),
+            granularities=tuple(map(int, self.granularities)),
             shape_tokens=self.shape_tokens,
             value_tokens=self.value_tokens,
             tokens=self.tokens,
@@ -442,44 +451,6 @@ class Fitting(Explaining):
                 f"The held-out cases have the class {unknown[0]!r}, which the training cases lack."
             )
         return np.array([places[label] for label in np.asarray(panel.labels).tolist()])
-
-
-class _Watcher(Observer):
-    """Notes what a member says of cases after each epoch; training goes on as if it were not there."""
-
-    def __init__(self, model: Fitting, panel: Panel, member: int) -> None:
-        self._model, self._member = model, member
-        self._tokens: Tokens = model._tokeniser()(panel)
-        self.logits: dict[int, np.ndarray] = {}
-        self.seconds: dict[int, float] = {}
-
-    def begin(self, settings: FitSettings) -> None:
-        """Do nothing."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Take the logits as the member stands."""
-        began, module = time.perf_counter(), self._model.modules_[self._member]
-        module.eval()
-        self.logits[record["epoch"]] = self._model._member_logits(self._tokens, self._member)
-        module.train()
-        self.seconds[record["epoch"]] = time.perf_counter() - began
-
-    def end(self, history: History) -> None:
-        """Do nothing."""
-
-
-def _write_watched(model: Fitting, panel: Panel, watchers: Sequence[_Watcher]) -> None:
-    """Write the accuracy of all members together after each epoch into the history."""
-    labels, tokens = np.asarray(panel.labels), model._tokeniser()(panel)
-    readout = 0.0 if model.readout_ is None else model.blend_[0] * model.readout_.outputs(tokens.families)
-    for record in model.history_.records:
-        epoch = record["epoch"]
-        if not all(epoch in watcher.logits for watcher in watchers):
-            continue
-        networks = np.mean([watcher.logits[epoch] for watcher in watchers], axis=0)
-        predicted = model.classes_[(readout + model.blend_[1] * networks).argmax(axis=1)]
-        record["watched_accuracy"] = float((predicted == labels).mean())
-        record["watched_seconds"] = sum(watcher.seconds[epoch] for watcher in watchers)
 
 
 def _tell(text: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from seqattn.attention import pattern, patterns, routing
 from seqattn.attention.pattern import Pattern
 from seqattn.errors import ArtifactError
-from seqattn.train.artifact import decode_label, decode_metadata, encode_label, encode_metadata
+from seqattn.train.artifact import decode_label, encode_label
 
 __all__ = ["decode_parameter", "encode_parameter", "encode_parameters"]
 
@@ -46,11 +46,11 @@ def encode_parameters(
 
 
 def encode_parameter(value: Any) -> Any:
-    """Return a constructor argument as JSON: names, numbers, labels, arrays, mappings and lists of them."""
+    """Return a constructor argument as JSON: names, numbers, labels, mappings and lists; arrays as lists."""
     if isinstance(value, Mapping):
         return {"pairs": [[encode_label(name), encode_parameter(item)] for name, item in value.items()]}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
-        return {"array": encode_metadata(value.tolist()), "dtype": value.dtype.str}
+        return encode_parameter(value.tolist())  # constructors are annotated with sequences
     if isinstance(value, list):
         return {"list": [encode_parameter(item) for item in value]}
     if isinstance(value, tuple):
@@ -67,8 +67,6 @@ def decode_parameter(value: Mapping[str, Any]) -> Any:
     """Return the constructor argument that :func:`encode_parameter` wrote."""
     if "pairs" in value:
         return {decode_label(name): decode_parameter(item) for name, item in value["pairs"]}
-    if "array" in value:
-        return np.array(decode_metadata(value["array"]), dtype=value["dtype"])
     if "mapping" in value:  # files written while keys became text
         return {name: decode_parameter(item) for name, item in value["mapping"].items()}
     if "list" in value:

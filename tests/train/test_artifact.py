@@ -358,12 +358,11 @@ def test_mappings_of_older_files_are_still_read():
 
 
 @pytest.mark.parametrize("value", [[1, 2], [0.5, np.inf], [[True, False]], ["a", "bc"]])
-def test_arrays_come_back_as_arrays(value):
+def test_arrays_come_back_as_lists(value):
     from seqattn.train.parameters import decode_parameter, encode_parameter
 
-    given = np.array(value)
-    found = decode_parameter(json.loads(json.dumps(encode_parameter(given), allow_nan=False)))
-    assert (found.dtype, found.tolist()) == (given.dtype, given.tolist())
+    text = json.dumps(encode_parameter(np.array(value)), allow_nan=False)
+    assert repr(decode_parameter(json.loads(text))) == repr(value)
 
 
 def test_a_parameter_that_no_file_can_hold_is_named_with_what_to_do():
