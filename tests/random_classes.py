@@ -30,7 +30,14 @@ def draw_classes(
     query = np.r_[np.zeros(2, int), rng.integers(0, queries, K - 2)]
     weight = np.ones(K) if equal else rng.random(K) + 0.2
     return SequenceClasses(
-        P, query, label, weight, n_outputs=V or int(label.max()) + 1, n_queries=queries, normalize=True, **more
+        P,
+        query,
+        label,
+        weight,
+        n_outputs=V or int(label.max()) + 1,
+        n_queries=queries,
+        normalize=True,
+        **more,
     )
 
 

@@ -1,8 +1,22 @@
 """Training dynamics of one-layer attention: who gains and who loses attention while a model learns."""
 
-from seqattn.dynamics import theory
+from seqattn.dynamics import detect, theory
 from seqattn.dynamics.classes import SequenceClasses
+from seqattn.dynamics.detect import detect_snap
 from seqattn.dynamics.generators import syn, syn_medium, syn_small
+from seqattn.dynamics.own import bias_report, classes_from_sequences
 from seqattn.dynamics.study import ScanAndSnapStudy, sweep
 
-__all__ = ["ScanAndSnapStudy", "SequenceClasses", "sweep", "syn", "syn_medium", "syn_small", "theory"]
+__all__ = [
+    "ScanAndSnapStudy",
+    "SequenceClasses",
+    "bias_report",
+    "classes_from_sequences",
+    "detect",
+    "detect_snap",
+    "sweep",
+    "syn",
+    "syn_medium",
+    "syn_small",
+    "theory",
+]

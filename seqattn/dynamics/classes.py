@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse.linalg import eigsh
 
 from seqattn.dynamics.assumptions import AssumptionReport, report
 from seqattn.errors import DataError, SeqattnWarning
@@ -19,18 +20,21 @@ from seqattn.errors import DataError, SeqattnWarning
 __all__ = ["SequenceClasses"]
 
 _SUM_TOLERANCE = 1e-8
+# With more classes only the largest eigenvalue is sought: all of them take 20 s at 5000.
+_ALL_EIGENVALUES = 1000
 
 
 class SequenceClasses:
     r"""Classes of sequences, each a query, a next token and a distribution of context tokens.
 
-    A sequence of class :math:`k` holds context tokens drawn from :math:`P_k`, ends with the query :math:`\psi(k)`, and is
-    followed by the token :math:`y(k)`. A token is *distinct* if one class has it, *common* if several have.
+    A sequence of class :math:`k` holds context tokens drawn from :math:`P_k`, ends with the query :math:`\psi(k)`,
+    and is followed by the token :math:`y(k)`. A token is *distinct* if one class has it, *common* if several have.
 
     Parameters
     ----------
     P
-        Probability of each token in each class, of shape (classes, tokens), dense or a scipy sparse array. Rows sum to 1.
+        Probability of each token in each class, of shape (classes, tokens), dense or a scipy sparse array. Rows sum
+        to 1.
     query
         Query of each class, whole numbers from 0.
     label
@@ -108,7 +112,7 @@ class SequenceClasses:
         return int(self.matrix.shape[1])
 
     @cached_property
-    def P(self) -> NDArray[np.float64]:
+    def P(self) -> NDArray[np.float64]:  # noqa: N802 - the equations' letter
         """Probabilities as a dense array of shape (classes, tokens)."""
         return np.asarray(self.matrix.todense())
 
@@ -123,15 +127,22 @@ class SequenceClasses:
     def _deviations(self) -> NDArray[np.float64]:
         return np.abs(np.linalg.eigvalsh(self.gram - np.eye(len(self))))
 
-    @property
+    @cached_property
     def lam_max(self) -> float:
         """Largest absolute eigenvalue of ``gram`` minus the identity; the paper needs less than 1/K."""
-        return float(self._deviations.max())
+        if len(self) <= _ALL_EIGENVALUES:
+            return float(self._deviations.max())
+        start = np.ones(len(self))  # else drawn from numpy's global generator
+        values = eigsh(self.gram - np.eye(len(self)), k=1, v0=start, return_eigenvectors=False)
+        return float(np.abs(values[0]))
 
     @property
     def lam_min(self) -> float:
-        """Smallest absolute eigenvalue of ``gram`` minus the identity; the paper needs more than 6/sqrt(M)."""
-        return float(self._deviations.min())
+        """Smallest absolute eigenvalue of ``gram`` minus the identity; the paper needs more than 6/sqrt(M).
+
+        nan for more than 1000 classes.
+        """
+        return float(self._deviations.min()) if len(self) <= _ALL_EIGENVALUES else float("nan")
 
     @cached_property
     def owner(self) -> Int[np.ndarray, " tokens"]:
@@ -170,8 +181,8 @@ class SequenceClasses:
         Parameters
         ----------
         **settings
-            What is known of the training: any of ``lr_y``, ``lr_z``, ``n_steps``, ``norm``, ``optimizer``, ``momentum``,
-            ``init`` and ``seq_len``. What is not given is not checked.
+            What is known of the training: any of ``lr_y``, ``lr_z``, ``n_steps``, ``norm``, ``optimizer``,
+            ``momentum``, ``init`` and ``seq_len``. What is not given is not checked.
 
         Returns
         -------
@@ -216,7 +227,9 @@ class SequenceClasses:
         tokens, chances = self._supports
         drawn = np.zeros((len(rows), self.n_tokens), dtype=np.int64)
         # Padding repeats the first token with chance 0, and so adds nothing to it.
-        np.add.at(drawn, (np.arange(len(rows))[:, None], tokens[rows]), rng.multinomial(length, chances[rows]))
+        np.add.at(
+            drawn, (np.arange(len(rows))[:, None], tokens[rows]), rng.multinomial(length, chances[rows])
+        )
         return drawn
 
     @cached_property
@@ -279,7 +292,9 @@ class SequenceClasses:
 
 def _matrix(P: Any) -> sparse.csr_array:
     try:
-        matrix = sparse.csr_array(P if sparse.issparse(P) else np.asarray(P, dtype=np.float64), dtype=np.float64)
+        matrix = sparse.csr_array(
+            P if sparse.issparse(P) else np.asarray(P, dtype=np.float64), dtype=np.float64
+        )
     except (TypeError, ValueError) as error:
         raise DataError(f"P is no table of numbers of shape (classes, tokens): {error}") from None
     if matrix.ndim != 2 or not all(matrix.shape):
@@ -298,7 +313,9 @@ def _checked_rows(matrix: sparse.csr_array, normalize: bool) -> sparse.csr_array
         if not len(row):
             raise DataError(f"Class {k} has no token. Give P a positive entry there, or leave the class out.")
         if not normalize and abs(row.sum() - 1) > _SUM_TOLERANCE:
-            raise DataError(f"P of class {k} sums to {float(row.sum())!r}, not 1. Pass normalize=True to rescale it.")
+            raise DataError(
+                f"P of class {k} sums to {float(row.sum())!r}, not 1. Pass normalize=True to rescale it."
+            )
     if normalize:
         matrix = sparse.csr_array(sparse.diags_array(1 / matrix.sum(axis=1)) @ matrix)
     return matrix
@@ -307,7 +324,9 @@ def _checked_rows(matrix: sparse.csr_array, normalize: bool) -> sparse.csr_array
 def _weights(weight: Any, matrix: sparse.csr_array) -> NDArray[np.float64]:
     shares = np.asarray(weight, dtype=np.float64)
     if shares.shape != matrix.shape[:1]:
-        raise DataError(f"weight has shape {shares.shape}. Give one share for each of {matrix.shape[0]} classes.")
+        raise DataError(
+            f"weight has shape {shares.shape}. Give one share for each of {matrix.shape[0]} classes."
+        )
     return shares
 
 
@@ -316,7 +335,9 @@ def _checked_weights(shares: NDArray[np.float64], normalize: bool) -> NDArray[np
     if len(wrong):
         raise DataError(f"weight of class {wrong[0]} is {float(shares[wrong[0]])!r}. Give a positive share.")
     if not normalize and abs(shares.sum() - 1) > _SUM_TOLERANCE:
-        raise DataError(f"The weights sum to {float(shares.sum())!r}, not 1. Pass normalize=True to rescale them.")
+        raise DataError(
+            f"The weights sum to {float(shares.sum())!r}, not 1. Pass normalize=True to rescale them."
+        )
     return shares / shares.sum() if normalize else shares
 
 
@@ -333,10 +354,14 @@ def _range(name: str, values: NDArray[np.int64], n: int | None, argument: str) -
     size = int(values.max()) + 1 if n is None else int(n)
     distinct = len(np.unique(values))
     if size < distinct and values.min() >= 0:
-        raise DataError(f"{argument}={size}, but there are {distinct} different {name}s. Give at least as many.")
+        raise DataError(
+            f"{argument}={size}, but there are {distinct} different {name}s. Give at least as many."
+        )
     wrong = np.flatnonzero((values < 0) | (values >= size))
     if len(wrong):
-        raise DataError(f"The {name} of class {wrong[0]} is {values[wrong[0]]}. Allowed: 0 to {size - 1} ({argument}).")
+        raise DataError(
+            f"The {name} of class {wrong[0]} is {values[wrong[0]]}. Allowed: 0 to {size - 1} ({argument})."
+        )
     return size
 
 
@@ -352,5 +377,7 @@ def _tokens(tokens: Any, name: str, n: int, n_tokens: int) -> NDArray[np.int64] 
         return None
     array = np.asarray(tokens)
     if array.shape != (n,) or array.dtype.kind not in "iu" or (array < 0).any() or (array >= n_tokens).any():
-        raise DataError(f"{name} must be {n} whole numbers from 0 to {n_tokens - 1}; got shape {array.shape}, {array.dtype}.")
+        raise DataError(
+            f"{name} must be {n} whole numbers from 0 to {n_tokens - 1}; got shape {array.shape}, {array.dtype}."
+        )
     return array.astype(np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -151,7 +150,9 @@ def _profile(distinct: Any, n: int) -> NDArray[np.float64]:
     if values.shape == (2,):
         return np.linspace(values[0], values[1], n) if n > 1 else values[1:]
     if values.shape != (n,):
-        raise ParameterError(f"distinct has shape {values.shape}. Give a pair, or one weight for each of {n} tokens.")
+        raise ParameterError(
+            f"distinct has shape {values.shape}. Give a pair, or one weight for each of {n} tokens."
+        )
     return values
 
 

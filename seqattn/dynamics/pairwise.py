@@ -1,8 +1,8 @@
 r"""The one-layer model in its free parameters, with gradients written out and many runs at once.
 
-Attention logits :math:`Z` (queries x tokens) and decoder logits :math:`Y` (tokens x outputs) are the parameters. A class,
-or a sampled sequence, is a row :math:`b` of token probabilities or counts; nothing else of it matters to a model without
-positions. A batch axis of runs leads everywhere.
+Attention logits :math:`Z` (queries x tokens) and decoder logits :math:`Y` (tokens x outputs) are the parameters. A
+class, or a sampled sequence, is a row :math:`b` of token probabilities or counts; nothing else of it matters to a
+model without positions. A batch axis of runs leads everywhere.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Examples:
     @classmethod
     def of_classes(cls, classes: SequenceClasses, dtype: torch.dtype = torch.float64) -> Self:
         """Return the classes themselves: sequences without end."""
-        return cls.of_arrays(classes.P, classes.query, classes.label, classes.weight, classes.query_tokens, dtype)
+        return cls.of_arrays(
+            classes.P, classes.query, classes.label, classes.weight, classes.query_tokens, dtype
+        )
 
     @classmethod
     def of_arrays(
@@ -158,7 +160,9 @@ class Gradients:
     pull: Float[Tensor, "runs tokens"]
 
 
-def attention(Z: Float[Tensor, "runs queries tokens"], examples: Examples) -> Float[Tensor, "runs examples tokens"]:
+def attention(
+    Z: Float[Tensor, "runs queries tokens"], examples: Examples
+) -> Float[Tensor, "runs examples tokens"]:
     """Return the attention that each example's query pays to each token, counts taken together."""
     if len(examples.query) == 1:
         logits = Z[:, examples.query[0]]
@@ -188,7 +192,9 @@ def normalised(c: Tensor, norm: str) -> tuple[Tensor, Tensor]:
     if norm == "none":
         return c, torch.ones_like(c[..., :1])
     if norm not in NORMS:
-        raise ParameterError(f"norm={norm!r} is not known. Allowed: {', '.join(NORMS)}.{suggest(norm, NORMS)}")
+        raise ParameterError(
+            f"norm={norm!r} is not known. Allowed: {', '.join(NORMS)}.{suggest(norm, NORMS)}"
+        )
     centred = c if norm == "l2" else c - c.mean(-1, keepdim=True)
     length = centred.norm(dim=-1, keepdim=True)
     return centred / length, length
@@ -229,7 +235,9 @@ def forward(parameters: Parameters, examples: Examples, norm: str = "l2", residu
 
 def _with_query(f: Tensor, examples: Examples, norm: str) -> Tensor:
     if examples.query_tokens is None:
-        raise ParameterError("residual=True adds the query's token, but the classes have no query_tokens. Give them.")
+        raise ParameterError(
+            "residual=True adds the query's token, but the classes have no query_tokens. Give them."
+        )
     own = examples.query_tokens[examples.query][..., None].expand(*f.shape[:-1], 1)
     return normalised(f.scatter_add(-1, own, torch.ones_like(own, dtype=f.dtype)), norm)[0]
 
@@ -239,9 +247,9 @@ def gradients(
 ) -> tuple[Gradients, Forward]:
     r"""Return the slopes of the mean log-probability, and what the model computed.
 
-    With :math:`g = Y v` and :math:`s = f \cdot g` the slope of the attention logits is the weighted sum over examples of
-    :math:`f (g - s f)` (l2), :math:`c (g - c \cdot g)` (none), or :math:`c (r' - c \cdot r')` with the projected and
-    centred :math:`r = (g - f s)/|d|` (layernorm).
+    With :math:`g = Y v` and :math:`s = f \cdot g` the slope of the attention logits is the weighted sum over
+    examples of :math:`f (g - s f)` (l2), :math:`c (g - c \cdot g)` (none), or :math:`c (r' - c \cdot r')` with the
+    projected and centred :math:`r = (g - f s)/|d|` (layernorm).
 
     Parameters
     ----------

@@ -228,7 +228,9 @@ class Recorder:
         tensors |= {f"past/{number}": values for number, (_, values) in enumerate(self._past)}
         return tensors, {"n_done": self.n_done, "past": [time for time, _ in self._past]}
 
-    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> None:
+    def restore(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device
+    ) -> None:
         """Go back to where :meth:`export` was called."""
         self.n_done = metadata["n_done"]
         self.arrays = {name: tensors[f"array/{name}"].numpy().copy() for name in self.arrays}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import solve_ivp
 
+from seqattn.dynamics.classes import SequenceClasses
 from seqattn.errors import ParameterError, SeqattnError
 
 __all__ = ["DecoderPath", "ReducedPath", "Symmetric", "decoder_ode", "reduced_ode"]
@@ -49,6 +50,27 @@ class Symmetric:
         if abs(total - 1) > 1e-8:
             raise ParameterError(f"The probabilities of distinct and common tokens sum to {total!r}, not 1.")
 
+    @classmethod
+    def of(cls, classes: SequenceClasses) -> Self | None:
+        """Return the reduced form of classes, or None where they are not symmetric."""
+        K = len(classes)
+        sizes = np.bincount(classes.query, minlength=classes.n_queries)
+        is_common = classes.kinds() == "common"
+        shared = classes.P[:, is_common]
+        own = [np.sort(classes.P[k, classes.owner == k]) for k in range(K)]
+        alike = (
+            len(np.unique(classes.label)) == K
+            and np.ptp(classes.weight) < 1e-12
+            and np.ptp(sizes[sizes > 0]) == 0
+            and bool((np.ptp(shared, axis=0) < 1e-12).all())
+            and len({len(profile) for profile in own}) == 1
+            and bool((np.ptp(np.stack(own), axis=0) < 1e-12).all())
+        )
+        if not alike or not len(own[0]) or not shared.shape[1]:
+            return None
+        common = tuple(shared[0].tolist())
+        return cls(K, classes.n_outputs, tuple(own[0].tolist()), common, int(sizes.max()))
+
 
 class ReducedPath(NamedTuple):
     """Where attention stands over time.
@@ -87,8 +109,8 @@ def reduced_ode(
     r"""Return the exact gradient flow from 0 with the l2 norm, for symmetric classes.
 
     The state has three numbers per distinct token and two per common one, whatever the numbers of classes and outputs:
-    the attention logits, the decoder row :math:`(a, -b, -c)` of a distinct token in its own, other and idle columns, and
-    the row :math:`e` of a common one in real columns.
+    the attention logits, the decoder row :math:`(a, -b, -c)` of a distinct token in its own, other and idle columns,
+    and the row :math:`e` of a common one in real columns.
 
     Parameters
     ----------
@@ -223,7 +245,9 @@ def decoder_ode(
     """
     K, V, rho = n_classes, n_outputs, correlation
     if not 2 <= K <= V or not 0 <= rho < 1:
-        raise ParameterError(f"n_classes={K}, n_outputs={V}, correlation={rho!r} cannot be. Give 2 <= K <= V and [0, 1).")
+        raise ParameterError(
+            f"n_classes={K}, n_outputs={V}, correlation={rho!r} cannot be. Give 2 <= K <= V and [0, 1)."
+        )
     idle, rate = V - K, lr_y / K
 
     def velocity(_: float, state: NDArray) -> NDArray:
@@ -249,7 +273,9 @@ def _solved(
         raise ParameterError("The times must not be negative nor decrease.")
     if times[-1] == 0:
         return np.repeat(start[None], len(times), axis=0)
-    done = solve_ivp(velocity, (0, times[-1]), start, method="DOP853", t_eval=times, rtol=rtol, atol=rtol * 1e-4)
+    done = solve_ivp(
+        velocity, (0, times[-1]), start, method="DOP853", t_eval=times, rtol=rtol, atol=rtol * 1e-4
+    )
     if not done.success:
         raise SeqattnError(f"The solver stopped: {done.message}")
     return np.asarray(done.y.T)

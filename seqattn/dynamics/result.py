@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +14,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from seqattn.dynamics.assumptions import AssumptionReport
 from seqattn.dynamics.classes import SequenceClasses
+from seqattn.dynamics.overlays import overlays
 from seqattn.dynamics.recorder import OF_CLASSES, OF_RUNS, Schedule
 from seqattn.dynamics.trainers import Runs
-from seqattn.errors import ParameterError, suggest
+from seqattn.errors import ParameterError, SeqattnWarning, suggest
+from seqattn.train.artifact import encode_metadata
 
 __all__ = ["StudyResult"]
 
@@ -99,6 +103,30 @@ class StudyResult:
         return pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.Float64))
 
     @property
+    def assumption_report(self) -> AssumptionReport:
+        """What the paper assumes, checked for the data and all rates."""
+        rates = {"lr_y": self.runs.lr_y, "lr_z": self.runs.lr_z}
+        return self.classes.assumption_report(**rates, **self.metadata["theory"])
+
+    @cached_property
+    def theory(self) -> pl.DataFrame:
+        """Theory on the times of the records, see :func:`seqattn.dynamics.overlays.overlays`.
+
+        Where the paper's assumptions fail its curves are given all the same, marked ``is_valid = false``, with one
+        warning.
+        """
+        report = self.assumption_report
+        if not report.holds:
+            warnings.warn(
+                f"The paper's theory is asked outside its assumptions ({', '.join(report.failed)}); its curves are not "
+                f"predictions here. G0 V = {report.correlation:.3g}. See assumption_report.",
+                SeqattnWarning,
+                stacklevel=2,
+            )
+        rates = list(dict.fromkeys(zip(self.runs.lr_y.tolist(), self.runs.lr_z.tolist(), strict=True)))
+        return overlays(self.classes, rates, self.times, self.metadata["theory"])
+
+    @property
     def final(self) -> pl.DataFrame:
         """The records of the last time, one row per run and class, a column per quantity of runs and classes."""
         n, K = len(self.runs), len(self.classes)
@@ -141,13 +169,19 @@ class StudyResult:
         np.logical_or.at(seen, self.classes.query, has)
         return seen
 
-    def _columns(self, name: str, axes: NDArray, values: NDArray, kinds: pl.Enum) -> dict[str, Any]:
+    def _columns(self, name: str, axes: NDArray, values: NDArray, kinds: Any) -> dict[str, Any]:
         n = len(values)
         times = self.snapshot_times if name in self._of_tokens else self.times
         run, time = axes[0], times[axes[1]]
-        none = pl.Series([None] * n, dtype=pl.Int32) if n < 1 else pl.repeat(None, n, dtype=pl.Int32, eager=True)
+        none = (
+            pl.Series([None] * n, dtype=pl.Int32) if n < 1 else pl.repeat(None, n, dtype=pl.Int32, eager=True)
+        )
         klass = axes[2] if axes.shape[0] > 2 and name != "z" else None
-        query = axes[2] if name == "z" else (self.classes.query[klass].astype(np.int32) if klass is not None else None)
+        query = (
+            axes[2]
+            if name == "z"
+            else (self.classes.query[klass].astype(np.int32) if klass is not None else None)
+        )
         token = self.schedule.tokens[axes[3]].astype(np.int32) if axes.shape[0] > 3 else None
         return {
             "run": run,
@@ -179,6 +213,8 @@ class StudyResult:
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(f".{place.name}.part")
-        self.table.write_parquet(partial, compression="zstd", metadata={"seqattn": json.dumps(self.metadata)})
+        self.table.write_parquet(
+            partial, compression="zstd", metadata={"seqattn": json.dumps(encode_metadata(self.metadata))}
+        )
         partial.replace(place)
         return place

@@ -17,16 +17,19 @@ from seqattn.dynamics.classes import SequenceClasses
 from seqattn.dynamics.pairwise import Parameters
 from seqattn.dynamics.recorder import Recorder, Schedule
 from seqattn.dynamics.result import ROW_BYTES
-from seqattn.dynamics.trainers import Plan, Runs, Trainer, trainer_of
+from seqattn.dynamics.standard import StandardTrainer
+from seqattn.dynamics.trainers import Descent, Flow, Plan, Runs, Trainer
 from seqattn.errors import ArtifactError, ParameterError
 from seqattn.train.artifact import decode_metadata, encode_metadata, load_artifact, save_artifact
 
 __all__ = ["Budget", "Progress", "budget", "run_all"]
 
 _KIND = "checkpoint of a study"
+# Least seconds between two states of a study on disk.
+INTERVAL = 5.0
 # Working arrays of a chunk beyond this fall out of the processor's caches: 640 runs of the medium setting took
 # 1.5 times as long in one chunk.
-_CACHE = 32_000_000
+CACHE = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,16 @@ def budget(classes: SequenceClasses, n_runs: int, plan: Plan, schedule: Schedule
     rows = sum(
         int(np.prod(schedule.shape(name, classes, n_runs), dtype=np.int64)) for name in schedule.quantities
     )
-    at_once = int(max(1, min(n_runs, _CACHE // each)))
+    at_once = int(max(1, min(n_runs, CACHE // each)))
     buffers = 2 if plan.optimizer == "adam" else int(plan.momentum > 0)
     kept = n_runs * item * (M * V + Q * M) * (1 + buffers)
     found = Budget(rows, 8 * rows, ROW_BYTES * rows, kept, each * at_once, at_once)
     if found.peak > max_bytes:
-        parts = {"the table of records": found.table + found.records, "the parameters": kept, "a step": found.work}
+        parts = {
+            "the table of records": found.table + found.records,
+            "the parameters": kept,
+            "a step": found.work,
+        }
         most = max(parts, key=lambda name: parts[name])
         raise ParameterError(
             f"This study needs {found.peak / 1e9:.2f} GB, more than max_bytes={max_bytes:g}; most of it is {most} "
@@ -137,7 +144,6 @@ def run_all(
     observers: tuple[Callable[[Progress], None], ...] = (),
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
-    interval: float = 5.0,
 ) -> tuple[dict[str, NDArray[np.float64]], Parameters]:
     """Train all runs and return their records and final parameters.
 
@@ -153,15 +159,13 @@ def run_all(
         File for the state; training goes on from it if it is there, and it is removed at the end.
     identity
         Values that tell which study the file belongs to.
-    interval
-        Least seconds between two states.
 
     Raises
     ------
     ArtifactError
         The file belongs to another study.
     """
-    job = _Job(classes, runs, plan, schedule, runs_at_once, checkpoint, dict(identity or {}), interval)
+    job = _Job(classes, runs, plan, schedule, runs_at_once, checkpoint, dict(identity or {}))
     return job.run(observers)
 
 
@@ -177,10 +181,9 @@ class _Job:
         runs_at_once: int,
         checkpoint: Path | None,
         identity: dict[str, Any],
-        interval: float,
     ) -> None:
         self.classes, self.runs, self.plan, self.schedule = classes, runs, plan, schedule
-        self.at_once, self.path, self.interval = runs_at_once, checkpoint, interval
+        self.at_once, self.path = runs_at_once, checkpoint
         self.identity = identity | {"runs_at_once": runs_at_once}
         self.done: list[dict[str, Tensor]] = []
 
@@ -189,7 +192,7 @@ class _Job:
         while len(self.done) * self.at_once < len(self.runs):
             first = len(self.done) * self.at_once
             part = slice(first, min(first + self.at_once, len(self.runs)))
-            trainer = trainer_of(self.classes, self.runs.rows(part), self.plan)
+            trainer = _trainer(self.classes, self.runs.rows(part), self.plan)
             recorder = Recorder(self.classes, self.runs.rows(part), self.schedule)
             if saved is not None:
                 self._restore(trainer, recorder, *saved)
@@ -208,7 +211,7 @@ class _Job:
         for moment in self.schedule.times[recorder.n_done :]:
             trainer.advance(float(moment))
             recorder.record(trainer)
-            if self.path is not None and time.monotonic() - written >= self.interval:
+            if self.path is not None and time.monotonic() - written >= INTERVAL:
                 self._write(trainer, recorder)
                 written = time.monotonic()
             for observer in observers:
@@ -220,7 +223,12 @@ class _Job:
         tensors |= {f"recorder/{name}": values for name, values in records.items()}
         for number, part in enumerate(self.done):
             tensors |= {f"done/{number}/{name}": values for name, values in part.items()}
-        metadata = {"identity": self.identity, "trainer": numbers, "recorder": counts, "n_done": len(self.done)}
+        metadata = {
+            "identity": self.identity,
+            "trainer": numbers,
+            "recorder": counts,
+            "n_done": len(self.done),
+        }
         save_artifact(self.path or "", _KIND, tensors, metadata)
 
     def _opened(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -230,7 +238,9 @@ class _Job:
         here = decode_metadata(encode_metadata(self.identity))
         there = artifact.metadata.get("identity", {}) if artifact.kind == _KIND else {}
         if repr(there) != repr(here):
-            changed = sorted(key for key in there.keys() | here.keys() if repr(there.get(key)) != repr(here.get(key)))
+            changed = sorted(
+                key for key in there.keys() | here.keys() if repr(there.get(key)) != repr(here.get(key))
+            )
             raise ArtifactError(
                 f"{str(self.path)!r} belongs to another study: {', '.join(changed)} differ. "
                 "Delete it or choose another file to train anew."
@@ -246,6 +256,11 @@ class _Job:
         recorder.restore(_below(tensors, "recorder/"), metadata["recorder"], self.plan.device)
 
 
+def _trainer(classes: SequenceClasses, runs: Runs, plan: Plan) -> Trainer:
+    if plan.model == "standard":
+        return StandardTrainer(classes, runs, plan)
+    return (Flow if plan.trainer == "flow" else Descent)(classes, runs, plan)
+
+
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)}
-

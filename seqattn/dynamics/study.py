@@ -8,39 +8,52 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 import seqattn
 from seqattn.dynamics.classes import SequenceClasses
-from seqattn.dynamics.pairwise import NORMS, Examples, Parameters, forward
-from seqattn.dynamics.recorder import QUANTITIES, Schedule, known_quantities, record_times
+from seqattn.dynamics.own import classes_from_sequences
+from seqattn.dynamics.pairwise import Examples, Parameters, forward
+from seqattn.dynamics.parameters import StudyParameters
+from seqattn.dynamics.recorder import Schedule
 from seqattn.dynamics.result import StudyResult
 from seqattn.dynamics.running import Budget, Progress, budget, run_all
-from seqattn.dynamics.trainers import OPTIMIZERS, TRAINERS, Plan, Runs
-from seqattn.errors import DataError, ParameterError, SeqattnWarning, suggest
+from seqattn.dynamics.trainers import Runs
+from seqattn.errors import DataError, ParameterError, SeqattnWarning
 from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
 from seqattn.train.parameters import decode_parameter, encode_parameters
-from seqattn.train.settings import resolve_device, resolve_precision
 
-__all__ = ["RECORDED", "ScanAndSnapStudy"]
+__all__ = ["ScanAndSnapStudy", "sweep"]
 
-RECORDED = tuple(name for name in QUANTITIES if name not in ("f2", "ratio"))
+# What the decomposition puts on, one after the other.
+_DECOMPOSITION: dict[str, dict[str, Any]] = {
+    "flow": {"trainer": "flow", "momentum": 0.0, "init": "zero"},
+    "batch": {"trainer": "batch"},
+    "momentum": {"momentum": 0.9},
+    "start": {"init": "uniform"},
+    "sampled": {"trainer": "sgd"},
+}
 
 
-class ScanAndSnapStudy(BaseEstimator):
+class ScanAndSnapStudy(StudyParameters):
     r"""Train the one-layer attention model at several rates and seeds, and record who gains and loses attention.
 
     The model has attention logits :math:`Z` and decoder logits :math:`Y` as free parameters. Class :math:`k` pays the
-    attention :math:`c_k = \mathrm{softmax}(\log P_k + z_{\psi(k)})`; the decoder sees it scaled to length 1 and predicts the
-    next token from :math:`Y^T f_k`. All runs train in one vectorised call, with gradients written out.
+    attention :math:`c_k = \mathrm{softmax}(\log P_k + z_{\psi(k)})`; the decoder sees it scaled to length 1 and
+    predicts the next token from :math:`Y^T f_k`. All runs train in one vectorised call, with gradients written out.
 
     Parameters
     ----------
+    model
+        ``"pairwise"`` is the model above. ``"standard"`` has embeddings and matrices in place of the free
+        parameters, and attends through :func:`seqattn.attention.attend`; queries and outputs must then be tokens.
     trainer
-        ``"sgd"`` samples sequences, ``"batch"`` takes the mean over all classes, ``"flow"`` is the limit of small steps.
+        ``"sgd"`` samples sequences, ``"batch"`` takes the mean over all classes, ``"flow"`` is the limit of small
+        steps.
     optimizer
         ``"sgd"`` or ``"adam"``; of no meaning to the flow.
     lr_y, lr_z
@@ -78,8 +91,13 @@ class ScanAndSnapStudy(BaseEstimator):
         Times at which every token is recorded.
     top_tokens
         How many tokens snapshots hold, the most frequent ones; None for all.
+    d_model, gain, lr_u
+        Of the standard model: width (as many as tokens by default), factor of the logits, and rate of the embedding
+        (``lr_y`` by default). Attention moves little unless the embedding is frozen with ``lr_u=0`` or slow.
     n_outputs
         Columns of the decoder; those of the classes by default.
+    context, min_context, min_count, max_vocab, label_space, columns, allow_missing
+        How classes are made of sequences, see :func:`seqattn.dynamics.classes_from_sequences`.
     max_bytes
         Most memory; a study that needs more is refused before it trains.
     precision
@@ -99,14 +117,16 @@ class ScanAndSnapStudy(BaseEstimator):
         The data.
     budget_
         What the study was to need.
+    own_
+        After a fit to sequences: their classes and what was left out, a :class:`seqattn.dynamics.own.OwnData`.
     n_iter_
         Steps taken.
 
     Notes
     -----
-    Nothing converges here: attention creeps on as the logarithm of time, so no attribute says so. In gradient flow raising
-    both rates is only training longer; what rates do at a fixed number of steps comes from finite steps, momentum, start
-    and sampling.
+    Nothing converges here: attention creeps on as the logarithm of time, so no attribute says so. In gradient flow
+    raising both rates is only training longer; what rates do at a fixed number of steps comes from finite steps,
+    momentum, start and sampling.
 
     References
     ----------
@@ -121,61 +141,6 @@ class ScanAndSnapStudy(BaseEstimator):
     (2, 5, 2)
     """
 
-    def __init__(
-        self,
-        *,
-        trainer: str = "sgd",
-        optimizer: str = "sgd",
-        lr_y: Any = None,
-        lr_z: Any = 1.0,
-        ratio: Any = None,
-        n_steps: float = 100,
-        momentum: float = 0.0,
-        batch_size: int = 128,
-        seq_len: float = 128,
-        norm: str = "l2",
-        residual: bool = False,
-        init: Any = "zero",
-        dt: float | None = None,
-        rtol: float = 1e-8,
-        n_seeds: int = 1,
-        record: Sequence[str] = RECORDED,
-        record_at: Any = "log",
-        n_records: int = 400,
-        n_snapshots: int = 32,
-        top_tokens: int | None = None,
-        n_outputs: int | None = None,
-        max_bytes: float = 1e9,
-        precision: str = "float64",
-        device: str = "auto",
-        random_state: Any = 0,
-    ) -> None:
-        self.trainer = trainer
-        self.optimizer = optimizer
-        self.lr_y = lr_y
-        self.lr_z = lr_z
-        self.ratio = ratio
-        self.n_steps = n_steps
-        self.momentum = momentum
-        self.batch_size = batch_size
-        self.seq_len = seq_len
-        self.norm = norm
-        self.residual = residual
-        self.init = init
-        self.dt = dt
-        self.rtol = rtol
-        self.n_seeds = n_seeds
-        self.record = record
-        self.record_at = record_at
-        self.n_records = n_records
-        self.n_snapshots = n_snapshots
-        self.top_tokens = top_tokens
-        self.n_outputs = n_outputs
-        self.max_bytes = max_bytes
-        self.precision = precision
-        self.device = device
-        self.random_state = random_state
-
     def fit(
         self,
         X: Any,
@@ -189,7 +154,7 @@ class ScanAndSnapStudy(BaseEstimator):
         Parameters
         ----------
         X
-            Sequence classes.
+            Sequence classes; or sequences of whole numbers or texts, a table, :class:`seqattn.Sequences`.
         y
             Ignored.
         checkpoint
@@ -256,13 +221,72 @@ class ScanAndSnapStudy(BaseEstimator):
         """
         check_is_fitted(self, "result_")
         classes = self.classes_ if X is None else self._classes(X)
+        if X is None:
+            return -float(np.mean(self._final_loss()))
+        if self.model != "pairwise":
+            raise ParameterError(
+                "A study of the standard model is scored on its own classes only. Call score()."
+            )
         examples = Examples.of_classes(classes, self.parameters_.Y.dtype)
         shape = (classes.n_queries, classes.n_tokens, classes.n_outputs)
         own = (self.classes_.n_queries, self.classes_.n_tokens, self.classes_.n_outputs)
         if shape != own:
-            raise DataError(f"X has (queries, tokens, outputs) = {shape}, the fit {own}. Give classes of the same sizes.")
+            raise DataError(
+                f"X has (queries, tokens, outputs) = {shape}, the fit {own}. Give classes of the same sizes."
+            )
         state = forward(self.parameters_, examples, self.norm, self.residual)
         return float((examples.weight * state.log_probability).sum(-1).mean())
+
+    def decompose(self, X: Any, lr_z: Sequence[float] = (0.5, 3.0), n_seeds: int = 10) -> pl.DataFrame:
+        """Show where the effect of the rate on attention comes from, at a fixed ratio and number of steps.
+
+        The flow, whole batches, momentum, the random start and sampled batches are put on one after the other.
+
+        Parameters
+        ----------
+        X
+            As in :meth:`fit`.
+        lr_z
+            Rates of attention to compare.
+        n_seeds
+            Seeds of the last two steps.
+
+        Returns
+        -------
+        One row per step and rate: ``step``, ``lr_z``, ``entropy_distinct`` (mean over seeds and classes at the end) and
+        ``std`` over seeds. The study itself is not fitted; its ``ratio`` (1 by default) and ``n_steps`` hold.
+        """
+        ratio = self.ratio if self.ratio is not None else 1.0
+        base = clone(self).set_params(
+            lr_y=None,
+            ratio=ratio,
+            lr_z=list(lr_z),
+            record=("loss", "entropy_distinct"),
+            record_at=[self.n_steps],
+        )
+        rows: list[dict[str, Any]] = []
+        settings: dict[str, Any] = {}
+        for step, changes in _DECOMPOSITION.items():
+            settings |= changes
+            seeds = n_seeds if settings["init"] == "uniform" else 1
+            result = clone(base).set_params(**settings, n_seeds=seeds).fit(X).result_
+            ends = result.array("entropy_distinct")[:, -1].mean(-1).reshape(len(lr_z), seeds)
+            spread = ends.std(1, ddof=1) if seeds > 1 else np.zeros(len(lr_z))
+            for rate, mean, std in zip(lr_z, ends.mean(1), spread, strict=True):
+                rows.append(
+                    {"step": step, "lr_z": float(rate), "entropy_distinct": float(mean), "std": float(std)}
+                )
+        return pl.DataFrame(rows)
+
+    def _final_loss(self) -> NDArray[np.float64]:
+        weight = torch.as_tensor(self.classes_.weight)
+        if "loss" in self.result_.arrays:
+            return self.result_.array("loss")[:, -1]
+        if self.model != "pairwise":
+            raise ParameterError("The loss of the standard model was not recorded. Add 'loss' to record.")
+        examples = Examples.of_classes(self.classes_, self.parameters_.Y.dtype)
+        state = forward(self.parameters_, examples, self.norm, self.residual)
+        return -(weight * state.log_probability).sum(-1).numpy()
 
     def to_parquet(self, path: str | Path) -> Path:
         """Write all records to a Parquet file, see :meth:`seqattn.dynamics.result.StudyResult.to_parquet`."""
@@ -281,7 +305,11 @@ class ScanAndSnapStudy(BaseEstimator):
         result, classes = self.result_, self.classes_
         tensors: dict[str, Any] = {f"array/{name}": values for name, values in result.arrays.items()}
         tensors |= {"Y": self.parameters_.Y, "Z": self.parameters_.Z}
-        tensors |= {"times": result.times, "snapshots": result.schedule.snapshots, "tokens": result.schedule.tokens}
+        tensors |= {
+            "times": result.times,
+            "snapshots": result.schedule.snapshots,
+            "tokens": result.schedule.tokens,
+        }
         tensors |= {f"runs/{name}": getattr(result.runs, name) for name in ("lr_y", "lr_z", "seed")}
         tensors |= {f"P/{name}": getattr(classes.matrix, name) for name in ("data", "indices", "indptr")}
         for name in ("query", "label", "weight", "query_tokens", "label_tokens"):
@@ -314,80 +342,22 @@ class ScanAndSnapStudy(BaseEstimator):
         study.n_iter_ = float(schedule.times[-1])
         return study
 
-    # -- what the parameters mean ------------------------------------------------------------------------------
-
     def _classes(self, X: Any) -> SequenceClasses:
         if not isinstance(X, SequenceClasses):
-            raise TypeError(f"A study takes SequenceClasses, not {type(X).__name__}.")
+            names = (
+                "context",
+                "min_context",
+                "min_count",
+                "max_vocab",
+                "label_space",
+                "columns",
+                "allow_missing",
+            )
+            self.own_ = classes_from_sequences(X, **{name: getattr(self, name) for name in names})
+            X = self.own_.classes
         if self.n_outputs is None or self.n_outputs == X.n_outputs:
             return X
         return X.with_outputs(self.n_outputs)
-
-    def _runs(self) -> Runs:
-        if self.lr_y is not None and self.ratio is not None:
-            raise ParameterError("Both lr_y and ratio are given. Give one of them; ratio is lr_y / lr_z.")
-        rates = {"lr_z": _rates("lr_z", self.lr_z)}
-        given = "ratio" if self.ratio is not None else "lr_y"
-        rates[given] = _rates(given, 1.0 if self.lr_y is None and self.ratio is None else getattr(self, given))
-        lengths = {name: len(values) for name, values in rates.items()}
-        n_rates = max(lengths.values())
-        if not set(lengths.values()) <= {1, n_rates}:
-            raise ParameterError(f"Rates have different lengths: {lengths}. Give arrays of one length, or single numbers.")
-        lr_z, other = (np.broadcast_to(rates[name], n_rates) for name in ("lr_z", given))
-        lr_y = other * lr_z if given == "ratio" else other
-        n_seeds = _whole("n_seeds", self.n_seeds, 1)
-        seeds = self._first_seed() + np.arange(n_seeds)
-        return Runs(np.repeat(lr_y, n_seeds), np.repeat(lr_z, n_seeds), np.tile(seeds, n_rates))
-
-    def _first_seed(self) -> int:
-        if self.random_state is None:
-            return int(np.random.default_rng().integers(2**31))
-        if isinstance(self.random_state, np.random.RandomState):
-            return int(self.random_state.randint(2**31 - 1))
-        return _whole("random_state", self.random_state, 0)
-
-    def _plan(self) -> Plan:
-        for name, allowed in (("trainer", TRAINERS), ("optimizer", OPTIMIZERS), ("norm", NORMS)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ParameterError(f"{name}={value!r} is not known. Allowed: {', '.join(allowed)}.{suggest(value, allowed)}")
-        if isinstance(self.init, str) and self.init not in ("zero", "uniform"):
-            raise ParameterError(f"init={self.init!r} is not known. Allowed: 'zero', 'uniform', or a pair of arrays.")
-        if not 0 <= self.momentum < 1:
-            raise ParameterError(f"momentum={self.momentum!r} is not allowed. Give a number from 0 to below 1.")
-        if self.trainer == "flow" and (self.momentum or self.optimizer != "sgd"):
-            raise ParameterError("A flow has no momentum and no optimizer. Use trainer='batch' or 'sgd'.")
-        for name, value in (("dt", self.dt or 1.0), ("rtol", self.rtol)):
-            if not 0 < value < np.inf:
-                raise ParameterError(f"{name}={value!r} is not allowed. Give a positive number.")
-        if np.isfinite(self.seq_len):
-            _whole("seq_len", self.seq_len, 2)
-        return Plan(
-            trainer=self.trainer,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            batch_size=_whole("batch_size", self.batch_size, 1),
-            seq_len=self.seq_len,
-            norm=self.norm,
-            residual=self.residual,
-            init=self.init,
-            dt=self.dt,
-            rtol=self.rtol,
-            dtype=resolve_precision(self.precision),
-            device=resolve_device(self.device) if self.device != "auto" else torch.device("cpu"),
-        )
-
-    def _schedule(self, classes: SequenceClasses) -> Schedule:
-        if not 0 < self.n_steps < np.inf:
-            raise ParameterError(f"n_steps={self.n_steps!r} is not allowed. Give a positive number.")
-        whole = self.trainer != "flow"
-        n_steps = _whole("n_steps", self.n_steps, 1) if whole else float(self.n_steps)
-        times = record_times(self.record_at, n_steps, _whole("n_records", self.n_records, 2), whole)
-        n_snapshots = min(len(times), _whole("n_snapshots", self.n_snapshots, 1))
-        snapshots = np.unique(np.round(np.linspace(0, len(times) - 1, n_snapshots)).astype(np.int64))
-        snapshots = np.unique(np.r_[snapshots, len(times) - 1])
-        frequent = np.argsort(-(classes.weight @ classes.P), kind="stable")[: self.top_tokens]
-        return Schedule(times, snapshots, known_quantities(self.record), np.sort(frequent))
 
     def _identity(self, classes: SequenceClasses, runs: Runs) -> dict[str, Any]:
         params = {name: repr(value) for name, value in self.get_params(deep=False).items()}
@@ -398,7 +368,18 @@ class ScanAndSnapStudy(BaseEstimator):
     def _metadata(self, classes: SequenceClasses, runs: Runs) -> dict[str, Any]:
         versions = {"seqattn": seqattn.__version__, "torch": torch.__version__, "numpy": np.__version__}
         params = {name: repr(value) for name, value in self.get_params(deep=False).items()}
-        return {"versions": versions, "params": params, "seeds": np.unique(runs.seed).tolist(), "data": classes.digest()}
+        start = self.init if isinstance(self.init, str) else "arrays"
+        theory = {"norm": self.norm, "optimizer": self.optimizer, "momentum": self.momentum, "init": start}
+        theory |= {"seq_len": float(self.seq_len) if self.trainer == "sgd" else float("inf")}
+        theory |= {"n_steps": float(self.n_steps)}
+        seeds = np.unique(runs.seed).tolist()
+        return {
+            "versions": versions,
+            "params": params,
+            "seeds": seeds,
+            "data": classes.digest(),
+            "theory": theory,
+        }
 
 
 def sweep(
@@ -444,20 +425,6 @@ def sweep(
     return clone(study).set_params(**rates, n_seeds=seeds).fit(X).result_
 
 
-def _rates(name: str, value: Any) -> NDArray[np.float64]:
-    rates = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    wrong = rates[~(np.isfinite(rates) & (rates >= 0))] if rates.ndim == 1 else rates
-    if wrong.size:
-        raise ParameterError(f"{name} holds {float(wrong.flat[0])!r}. Give numbers of 0 or more, one or a list.")
-    return rates
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer) or int(value) != value or value < least:
-        raise ParameterError(f"{name}={value!r} is not allowed. Give a whole number, at least {least}.")
-    return int(value)
-
-
 def _classes_of(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> SequenceClasses:
     from scipy import sparse
 
@@ -468,5 +435,9 @@ def _classes_of(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> S
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeqattnWarning)  # said when the classes were made
         return SequenceClasses(
-            P, token_names=[decode_label(name) for name in metadata["names"]], n_outputs=V, n_queries=Q, **parts
+            P,
+            token_names=[decode_label(name) for name in metadata["names"]],
+            n_outputs=V,
+            n_queries=Q,
+            **parts,
         )

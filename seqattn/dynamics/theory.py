@@ -6,8 +6,8 @@ optimiser steps; ``K`` classes, ``V`` outputs, rates ``lr_y`` of the decoder and
 
 References
 ----------
-Tian, Wang, Chen, Du (2023), Scan and Snap: understanding training dynamics and token composition in 1-layer transformer,
-arXiv 2305.16380.
+Tian, Wang, Chen, Du (2023), Scan and Snap: understanding training dynamics and token composition in 1-layer
+transformer, arXiv 2305.16380.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ __all__ = [
     "growth_constant",
     "h",
     "h_steps",
+    "joma_estimate",
     "reduced_ode",
     "snap_times",
 ]
@@ -113,13 +114,15 @@ def gamma(t: ArrayLike, *, lr_y: float, n_outputs: int, n_classes: int) -> NDArr
     return np.asarray((V - 1) ** 2 * height / (V - 1 + np.exp(V * height)))
 
 
-def Gamma(t: ArrayLike, *, lr_y: float, lr_z: float, n_outputs: int, n_classes: int) -> NDArray[np.float64]:
+def Gamma(  # noqa: N802 - the paper's letter
+    t: ArrayLike, *, lr_y: float, lr_z: float, n_outputs: int, n_classes: int
+) -> NDArray[np.float64]:
     r"""Return :math:`\eta_Z \int_0^t \gamma = (\eta_Z/\eta_Y) K (V-1)^2 h^2 / 2`."""
     height = h(t, lr_y=lr_y, n_outputs=n_outputs, n_classes=n_classes)
     return np.asarray(lr_z / lr_y * n_classes * (n_outputs - 1) ** 2 * height**2 / 2)
 
 
-def B(
+def B(  # noqa: N802 - the paper's letter
     t: ArrayLike,
     *,
     lr_y: float,
@@ -261,6 +264,34 @@ def early_law(t: ArrayLike, classes: SequenceClasses, *, lr_y: float, lr_z: floa
     """
     times = _times(t)[..., None, None]
     return np.asarray(lr_y * lr_z * times**2 / 2 * attention_drift(classes))
+
+
+def joma_estimate(Y: ArrayLike, mass: ArrayLike, *, lr_y: float, lr_z: float) -> NDArray[np.float64]:
+    r"""Estimate attention logits from the decoder, as JoMA integrates attention out: a rule of thumb.
+
+    .. math:: \sum_m z_{ml} \approx \frac{\eta_Z}{2 \eta_Y} \bigl(|Y_l|^2 - \bar c_l |Y|^2\bigr)
+
+    Parameters
+    ----------
+    Y
+        Decoder logits of shape (..., tokens, outputs).
+    mass
+        Mean attention to each token before training, of shape (tokens,). With that of later times the sign turns.
+    lr_y, lr_z
+        Rates of decoder and attention.
+
+    Returns
+    -------
+    One number per token. Its correlation with the true sums is high early in training; its size is wrong by up to a
+    factor of 8, so only the correlation should be reported.
+
+    References
+    ----------
+    Tian, Wang, Zhang, Chen, Du (2024), JoMA: demystifying multilayer transformers via joint dynamics of MLP and
+    attention, arXiv 2310.00535.
+    """
+    rows = np.square(np.asarray(Y, dtype=np.float64)).sum(-1)
+    return np.asarray(lr_z / (2 * lr_y) * (rows - np.asarray(mass) * rows.sum(-1, keepdims=True)))
 
 
 def _times(t: Any) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from seqattn.dynamics.classes import SequenceClasses
 from seqattn.dynamics.pairwise import Examples, Gradients, Parameters, gradients
 from seqattn.errors import ParameterError
 
-__all__ = ["OPTIMIZERS", "TRAINERS", "Descent", "Flow", "Plan", "Runs", "Trainer", "start", "trainer_of"]
+__all__ = ["MODELS", "OPTIMIZERS", "TRAINERS", "Descent", "Flow", "Plan", "Runs", "Trainer", "start"]
 
+MODELS = ("pairwise", "standard")
 TRAINERS = ("sgd", "batch", "flow")
 OPTIMIZERS = ("sgd", "adam")
 
@@ -67,6 +68,8 @@ class Plan:
         ``"zero"``, ``"uniform"``, or arrays Y and Z.
     dt, rtol
         Fixed step of the flow, or None and the relative error of the adaptive solver.
+    model, d_model, gain, lr_u
+        Kind of the model; of the standard one its width, the factor of its logits and the rate of its embedding.
     dtype, device
         Precision and place.
     """
@@ -81,14 +84,18 @@ class Plan:
     init: Any = "zero"
     dt: float | None = None
     rtol: float = 1e-8
+    model: str = "pairwise"
+    d_model: int | None = None
+    gain: float = 1.0
+    lr_u: float | None = None
     dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def keeps_balance(self) -> bool:
         """Whether the balance law holds, so that its residual tells the quality of a run."""
         plain = self.trainer == "flow" or (self.optimizer == "sgd" and self.momentum == 0)
-        return plain and self.norm in ("l2", "none") and not self.residual
+        return plain and self.model == "pairwise" and self.norm in ("l2", "none") and not self.residual
 
 
 def start(classes: SequenceClasses, runs: Runs, plan: Plan) -> Parameters:
@@ -117,7 +124,9 @@ def start(classes: SequenceClasses, runs: Runs, plan: Plan) -> Parameters:
             )
         )
     else:
-        found = Parameters(*(_like(*pair) for pair in zip(("Y", "Z"), plan.init, (zeros.Y, zeros.Z), strict=True)))
+        found = Parameters(
+            *(_like(*pair) for pair in zip(("Y", "Z"), plan.init, (zeros.Y, zeros.Z), strict=True))
+        )
     return Parameters(found.Y.to(plan.device), found.Z.to(plan.device))
 
 
@@ -187,7 +196,8 @@ class Descent(Trainer):
         self._which = np.searchsorted(seeds, runs.seed)
         n_buffers = 2 if plan.optimizer == "adam" else int(plan.momentum > 0)
         self._buffers = [
-            [torch.zeros_like(part) for _ in range(n_buffers)] for part in (self.parameters.Y, self.parameters.Z)
+            [torch.zeros_like(part) for _ in range(n_buffers)]
+            for part in (self.parameters.Y, self.parameters.Z)
         ]
 
     @torch.no_grad()
@@ -209,7 +219,9 @@ class Descent(Trainer):
         if self.plan.optimizer == "adam":
             for buffer, beta, value in zip(buffers, _BETAS, (slope, slope.square()), strict=True):
                 buffer.lerp_(value, 1 - beta)
-            first, second = (buffer / (1 - beta**self.time) for buffer, beta in zip(buffers, _BETAS, strict=True))
+            first, second = (
+                buffer / (1 - beta**self.time) for buffer, beta in zip(buffers, _BETAS, strict=True)
+            )
             return first / (second.sqrt() + _EPSILON)
         if buffers:
             return buffers[0].mul_(self.plan.momentum).add_(slope)
@@ -332,8 +344,3 @@ def _runge_kutta(
     fourth = velocity(moved(third, 1.0))
     slopes = zip(first, second, third, fourth, strict=True)
     return moved([(a + 2 * b + 2 * c + d) / 6 for a, b, c, d in slopes], 1.0)
-
-
-def trainer_of(classes: SequenceClasses, runs: Runs, plan: Plan) -> Trainer:
-    """Return the trainer that a plan asks for, at its start."""
-    return (Flow if plan.trainer == "flow" else Descent)(classes, runs, plan)

@@ -94,7 +94,9 @@ def test_a_residual_connection_is_differentiated_automatically():
             moved = part.clone()
             moved[index] += side
             there = Parameters(moved, at.Z) if sign == "Y" else Parameters(at.Y, moved)
-            log_p = gradients(there, Examples.of_classes(classes), "layernorm", residual=True)[1].log_probability
+            log_p = gradients(there, Examples.of_classes(classes), "layernorm", residual=True)[
+                1
+            ].log_probability
             values.append(float((torch.as_tensor(classes.weight) * log_p[1]).sum()))
         expected = float(getattr(found, sign)[index])
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(expected, rel=1e-5, abs=1e-8)
