@@ -5,6 +5,7 @@ from seqattn.dynamics.classes import SequenceClasses
 from seqattn.dynamics.detect import detect_snap
 from seqattn.dynamics.generators import syn, syn_medium, syn_small
 from seqattn.dynamics.own import bias_report, classes_from_sequences
+from seqattn.dynamics.pictures import plot_bias
 from seqattn.dynamics.study import ScanAndSnapStudy, sweep
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "classes_from_sequences",
     "detect",
     "detect_snap",
+    "plot_bias",
     "sweep",
     "syn",
     "syn_medium",

@@ -283,8 +283,8 @@ def _checked(values: pl.Series, allow_missing: bool) -> pl.Series:
     if values.null_count():
         if not allow_missing:
             raise DataError(
-                f"{values.null_count()} items are missing, the first at row {values.is_null().arg_max()}. Leave them out, "
-                "or pass allow_missing=True to make them a token."
+                f"{values.null_count()} items are missing, the first at row {values.is_null().arg_max()}. "
+                "Leave them out, or pass allow_missing=True to make them a token."
             )
         values = values.cast(pl.String).fill_null(MISSING)
     return values
@@ -337,16 +337,23 @@ def bias_report(data: OwnData, z: NDArray[np.float64], random_state: int = 0) ->
         "lift": table["lift"].to_numpy(),
     }
     for name, values in against.items():
-        drawn = [stats.spearmanr(learnt[rows_], values[rows_])[0] for rows_ in draws]
-        low, high = np.nanpercentile(drawn, [2.5, 97.5])
+        drawn = [_rank_correlation(learnt[chosen], values[chosen]) for chosen in draws]
+        low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
         rows.append(
             {
                 "against": name,
-                "correlation": float(stats.spearmanr(learnt, values)[0]),
+                "correlation": _rank_correlation(learnt, values),
                 "low": float(low),
                 "high": float(high),
-                "early_law": float(stats.spearmanr(early, values)[0]),
+                "early_law": _rank_correlation(early, values),
                 "n_pairs": len(table),
             }
         )
     return pl.DataFrame(rows)
+
+
+def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Spearman's correlation; nan where one side is constant."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(stats.spearmanr(one, other)[0])

@@ -106,8 +106,10 @@ class Examples:
     def to(self, device: torch.device) -> Examples:
         """Return the examples on a device."""
         tokens = None if self.query_tokens is None else self.query_tokens.to(device)
-        moved = [part.to(device) for part in (self.mass, self.query, self.label, self.weight)]
-        return Examples(*moved, tokens)
+        mass, query, label, weight = (
+            part.to(device) for part in (self.mass, self.query, self.label, self.weight)
+        )
+        return Examples(mass, query, label, weight, tokens)
 
     def rows(self, part: slice) -> Examples:
         """Return what some of the runs see."""
@@ -304,4 +306,5 @@ def _automatic(parameters: Parameters, examples: Examples, norm: str) -> tuple[G
         state = forward(leaves, examples, norm, residual=True)
         slopes = torch.autograd.grad((examples.weight * state.log_probability).sum(), (leaves.Y, leaves.Z))
     parts = (part.detach() for part in (state.c, state.f, state.scale, state.error, state.log_probability))
-    return Gradients(*slopes, torch.full_like(leaves.Y[..., 0], torch.nan)), Forward(*parts)
+    pull = torch.full_like(leaves.Y[..., 0], torch.nan)
+    return Gradients(slopes[0], slopes[1], pull), Forward(*parts)

@@ -43,8 +43,8 @@ class Symmetric:
     def __post_init__(self) -> None:
         if self.n_outputs < self.n_classes or self.n_classes % self.next_per_query:
             raise ParameterError(
-                f"{self.n_classes} classes with {self.n_outputs} outputs and {self.next_per_query} per query cannot be. "
-                "Give at least as many outputs as classes, and a divisor of their number per query."
+                f"{self.n_classes} classes with {self.n_outputs} outputs and {self.next_per_query} per query "
+                "cannot be. Give at least as many outputs as classes, and a divisor of their number per query."
             )
         total = sum(self.distinct) + sum(self.common)
         if abs(total - 1) > 1e-8:

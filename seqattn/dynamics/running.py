@@ -107,7 +107,7 @@ def budget(classes: SequenceClasses, n_runs: int, plan: Plan, schedule: Schedule
         most = max(parts, key=lambda name: parts[name])
         raise ParameterError(
             f"This study needs {found.peak / 1e9:.2f} GB, more than max_bytes={max_bytes:g}; most of it is {most} "
-            f"({parts[most] / 1e9:.2f} GB). Record fewer times or quantities, run fewer rates or seeds, or raise max_bytes."
+            f"({parts[most] / 1e9:.2f} GB). Record fewer times or quantities, run fewer rates or seeds, or raise it."
         )
     return found
 

@@ -19,6 +19,7 @@ from seqattn.dynamics.classes import SequenceClasses
 from seqattn.dynamics.own import classes_from_sequences
 from seqattn.dynamics.pairwise import Examples, Parameters, forward
 from seqattn.dynamics.parameters import StudyParameters
+from seqattn.dynamics.pictures import Pictures
 from seqattn.dynamics.recorder import Schedule
 from seqattn.dynamics.result import StudyResult
 from seqattn.dynamics.running import Budget, Progress, budget, run_all
@@ -39,7 +40,7 @@ _DECOMPOSITION: dict[str, dict[str, Any]] = {
 }
 
 
-class ScanAndSnapStudy(StudyParameters):
+class ScanAndSnapStudy(Pictures, StudyParameters):
     r"""Train the one-layer attention model at several rates and seeds, and record who gains and loses attention.
 
     The model has attention logits :math:`Z` and decoder logits :math:`Y` as free parameters. Class :math:`k` pays the
@@ -103,7 +104,7 @@ class ScanAndSnapStudy(StudyParameters):
     precision
         ``"float64"`` or ``"float32"``.
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. ``"auto"`` is the CPU, which is faster at these sizes.
     random_state
         Whole number from which seeds count up; None draws one.
 
@@ -124,6 +125,14 @@ class ScanAndSnapStudy(StudyParameters):
 
     Notes
     -----
+    Recorded quantities. Of runs: ``loss``, ``speed`` (length of the velocity of attention logits per step; of noisy
+    runs the mean over the tenth of a decade before), ``grad_norm_y``, ``grad_norm_z``, ``balance_residual`` (how far
+    the balance law fails, relative; nan where there is no such law) and ``row_sum_drift``. Of classes:
+    ``one_minus_alpha`` (probability not given to the label), ``margin`` (own minus best other logit),
+    ``common_mass``, ``entropy`` and ``entropy_distinct`` in nats, ``top_token``. Of tokens, at snapshots: ``z``,
+    ``c`` (attention), ``f2`` (squared input of the decoder), ``chi`` (growth of the odds) and ``ratio`` (``f2`` over
+    that of the class's rarest distinct token, minus 1). All are taken over class expectations, sampled runs too.
+
     Nothing converges here: attention creeps on as the logarithm of time, so no attribute says so. In gradient flow
     raising both rates is only training longer; what rates do at a fixed number of steps comes from finite steps,
     momentum, start and sampling.

@@ -231,11 +231,12 @@ class Descent(Trainer):
         if self.plan.trainer == "batch":
             return self._of_classes
         drawn = [self._drawn(rng) for rng in self._rngs.values()]
-        parts = [np.stack(part) for part in zip(*drawn, strict=True)]
+        mass, query, label = (np.stack(part) for part in zip(*drawn, strict=True))
         if len(drawn) > 1:
-            parts = [part[self._which] for part in parts]
+            mass, query, label = mass[self._which], query[self._which], label[self._which]
         tokens = self.classes.query_tokens
-        return Examples.of_arrays(*parts, query_tokens=tokens, dtype=self.plan.dtype).to(self.plan.device)
+        examples = Examples.of_arrays(mass, query, label, query_tokens=tokens, dtype=self.plan.dtype)
+        return examples.to(self.plan.device)
 
     def _drawn(self, rng: np.random.Generator) -> tuple[NDArray, NDArray, NDArray]:
         """Sample a batch: token masses, queries and labels."""
