@@ -216,14 +216,32 @@ class SequenceClasses:
         return rng.permuted(ordered, axis=1), self.query[rows], self.label[rows]
 
     def sample_classes(self, n: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """Draw ``n`` classes by their weight."""
+        """Draw classes by their weight.
+
+        Parameters
+        ----------
+        n
+            How many.
+        rng
+            Source of the draws.
+        """
         places = np.searchsorted(self._cumulative, rng.random(n), side="right")
         return np.minimum(places, len(self) - 1)
 
     def sample_counts(
         self, rows: Int[np.ndarray, " n"], length: int, rng: np.random.Generator
     ) -> Int[np.ndarray, "n tokens"]:
-        """Draw how often each token occurs among ``length`` context tokens of each of the classes ``rows``."""
+        """Draw how often each token occurs in a context.
+
+        Parameters
+        ----------
+        rows
+            The class of each sequence.
+        length
+            Context tokens of each.
+        rng
+            Source of the draws.
+        """
         tokens, chances = self._supports
         drawn = np.zeros((len(rows), self.n_tokens), dtype=np.int64)
         # Padding repeats the first token with chance 0, and so adds nothing to it.
@@ -261,7 +279,12 @@ class SequenceClasses:
         return digest.hexdigest()
 
     def with_outputs(self, n_outputs: int) -> Self:
-        """Return the same classes for a decoder with ``n_outputs`` columns.
+        """Return the same classes for a decoder of another size.
+
+        Parameters
+        ----------
+        n_outputs
+            Columns of the decoder.
 
         Raises
         ------

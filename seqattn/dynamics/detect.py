@@ -18,7 +18,7 @@ __all__ = ["Detection", "creep", "detect_snap", "state", "t_freeze", "t_half", "
 
 Series = Float[np.ndarray, "seeds times"]
 
-_DRAWS = 500
+_DRAWS = 200
 _INTERVAL = (2.5, 97.5)
 # Entropy per decade below which attention counts as frozen, and exponents of speed that count as a logarithm's.
 _FROZEN = 0.002

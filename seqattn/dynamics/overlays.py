@@ -83,7 +83,7 @@ def _exact(classes: SequenceClasses, lr_y: float, lr_z: float, times: NDArray) -
 
 def _paper(classes: SequenceClasses, lr_y: float, lr_z: float, times: NDArray) -> Iterator[Curve]:
     V, K = max(2, classes.n_outputs), len(classes)
-    rates = {"lr_y": lr_y, "n_outputs": V, "n_classes": K}
+    rates: dict[str, Any] = {"lr_y": lr_y, "n_outputs": V, "n_classes": K}
     u = V * theory.h(times, **rates)
     yield "paper", "one_minus_alpha", None, (V - 1) / (V - 1 + np.exp(u))
     yield "paper", "margin", None, u

@@ -252,7 +252,13 @@ class Pictures:
         return axes
 
     def plot_balance(self, ax: Any = None) -> Axes:
-        """Draw the residual of the balance law against time, which tells how exact the runs are."""
+        """Draw the residual of the balance law against time, which tells how exact the runs are.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw into; new ones by default.
+        """
         return self.plot_course("balance_residual", theory=False, ax=ax)
 
 

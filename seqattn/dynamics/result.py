@@ -94,7 +94,8 @@ class StudyResult:
         kept = [self.arrays[name] for name in ("loss", "entropy", "one_minus_alpha") if name in self.arrays]
         if not kept:
             return np.zeros(len(self.runs), dtype=bool)
-        return ~np.isfinite(kept[0][:, -1]).reshape(len(self.runs), -1).all(1)
+        ends = kept[0][:, -1].reshape(len(self.runs), -1)
+        return np.asarray(~np.isfinite(ends).all(1))
 
     @cached_property
     def table(self) -> pl.DataFrame:

@@ -208,7 +208,12 @@ class ScanAndSnapStudy(Pictures, StudyParameters):
         return self
 
     def estimate(self, X: Any) -> Budget:
-        """Return what a fit to ``X`` would need, without training.
+        """Return what a fit would need, without training.
+
+        Parameters
+        ----------
+        X
+            As in :meth:`fit`.
 
         Raises
         ------
@@ -298,12 +303,23 @@ class ScanAndSnapStudy(Pictures, StudyParameters):
         return -(weight * state.log_probability).sum(-1).numpy()
 
     def to_parquet(self, path: str | Path) -> Path:
-        """Write all records to a Parquet file, see :meth:`seqattn.dynamics.result.StudyResult.to_parquet`."""
+        """Write all records to a Parquet file, see :meth:`seqattn.dynamics.result.StudyResult.to_parquet`.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        """
         check_is_fitted(self, "result_")
         return self.result_.to_parquet(path)
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted study to a file that :func:`seqattn.load` opens, and return its path.
+
+        Parameters
+        ----------
+        path
+            File to write.
 
         Raises
         ------
@@ -440,7 +456,7 @@ def _classes_of(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> S
     K, M, V, Q = metadata["shape"]
     P = sparse.csr_array((arrays["P/data"], arrays["P/indices"], arrays["P/indptr"]), shape=(K, M))
     names = ("query", "label", "weight", "query_tokens", "label_tokens")
-    parts = {name: arrays.get(f"classes/{name}") for name in names}
+    parts: dict[str, Any] = {name: arrays.get(f"classes/{name}") for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeqattnWarning)  # said when the classes were made
         return SequenceClasses(

@@ -142,6 +142,11 @@ def _like(name: str, given: Any, zeros: Tensor) -> Tensor:
 class Trainer(ABC):
     """Runs in training.
 
+    Parameters
+    ----------
+    classes, runs, plan
+        The study, or the part of its runs that trains at once.
+
     Attributes
     ----------
     time

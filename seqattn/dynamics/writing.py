@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _pictures(study: ScanAndSnapStudy) -> Iterator[tuple[str, Callable[[], Any]]
     kinds = result.classes.kinds()
     for name in ("entropy_distinct", "common_mass", "entropy", "one_minus_alpha", "speed"):
         if name in result.arrays and np.isfinite(result.array(name)).any():
-            yield name, lambda name=name: study.plot_course(name)
+            yield name, partial(study.plot_course, name)
     if "balance_residual" in result.arrays and np.isfinite(result.array("balance_residual")).any():
         yield "balance", study.plot_balance
     if "c" in result.arrays:
@@ -96,7 +97,7 @@ def _pictures(study: ScanAndSnapStudy) -> Iterator[tuple[str, Callable[[], Any]]
         yield "plateau", study.plot_plateau
     table = _own_tables(study).get("bias")
     if table is not None:
-        yield "bias", lambda: plot_bias(table)
+        yield "bias", partial(plot_bias, table)
 
 
 def summary(study: ScanAndSnapStudy) -> dict[str, Any]:
