@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -51,7 +51,7 @@ class Symmetric:
             raise ParameterError(f"The probabilities of distinct and common tokens sum to {total!r}, not 1.")
 
     @classmethod
-    def of(cls, classes: SequenceClasses) -> Self | None:
+    def of(cls, classes: SequenceClasses) -> Symmetric | None:
         """Return the reduced form of classes, or None where they are not symmetric."""
         K = len(classes)
         sizes = np.bincount(classes.query, minlength=classes.n_queries)
