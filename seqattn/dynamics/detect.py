@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import polars as pl
@@ -27,7 +27,8 @@ _LOGARITHMIC = (0.7, 1.3)
 _RISEN = 0.1
 
 
-class Detection(NamedTuple):
+@dataclass(frozen=True)
+class Detection:
     """What a detector found.
 
     Attributes
@@ -153,7 +154,8 @@ def detect_snap(result: StudyResult) -> pl.DataFrame:
             "creep": creep(result.times, entropy[runs]),
         }
         row: dict[str, object] = {"lr_y": lr_y, "lr_z": lr_z}
-        for name, (estimate, low, high, status) in found.items():
+        for name, detection in found.items():
+            estimate, low, high, status = astuple(detection)
             row |= {name: estimate, f"{name}_low": low, f"{name}_high": high, f"{name}_status": status}
         row["state"] = state(result.times, entropy[runs], speed[runs], loss[runs])
         expected = snap_times(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,8 @@ from seqattn.errors import ParameterError, SeqattnError
 __all__ = ["PaperPath", "paper_dynamics"]
 
 
-class PaperPath(NamedTuple):
+@dataclass(frozen=True)
+class PaperPath:
     """Attention under the paper's update.
 
     Attributes

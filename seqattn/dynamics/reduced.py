@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,7 +72,8 @@ class Symmetric:
         return cls(K, classes.n_outputs, tuple(own[0].tolist()), common, int(sizes.max()))
 
 
-class ReducedPath(NamedTuple):
+@dataclass(frozen=True)
+class ReducedPath:
     """Where attention stands over time.
 
     Attributes
@@ -206,7 +207,8 @@ class _Reduced:
         return dict(zip(names, map(float, values), strict=True))
 
 
-class DecoderPath(NamedTuple):
+@dataclass(frozen=True)
+class DecoderPath:
     """Differences of decoder logits over time, with attention held fixed.
 
     Attributes
