@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -205,7 +206,7 @@ def _last_above(times: NDArray, values: NDArray, q: float) -> float:
     )
 
 
-def _crossing(times: NDArray, values: NDArray, i: int, level: float) -> float:
+def _crossing(times: NDArray, values: NDArray, i: Any, level: float) -> float:
     """Where the line between two records meets a level."""
     share = (values[i] - level) / (values[i] - values[i + 1])
     return float(times[i] + share * (times[i + 1] - times[i]))

@@ -75,8 +75,9 @@ def test_maps_and_plateaus_show_every_cell_of_a_sweep():
     axes = whole.plot_plateau("common_mass")
     assert axes.get_title() == "After 6 steps"
     line = axes.lines[0]
-    np.testing.assert_allclose(line.get_xdata(), [0.5, 1.0, 4.0])
-    np.testing.assert_allclose(line.get_ydata(), values[:, -1].reshape(3, 2, 2).mean(-1)[:, 0])
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), dtype=float), [0.5, 1.0, 4.0])
+    ends = values[:, -1].reshape(3, 2, 2).mean(-1)[:, 0]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), ends)
 
 
 def test_drawing_goes_into_axes_that_are_given(study):
