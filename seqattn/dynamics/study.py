@@ -254,7 +254,8 @@ class ScanAndSnapStudy(Pictures, StudyParameters):
     def decompose(self, X: Any, lr_z: Sequence[float] = (0.5, 3.0), n_seeds: int = 10) -> pl.DataFrame:
         """Show where the effect of the rate on attention comes from, at a fixed ratio and number of steps.
 
-        The flow, whole batches, momentum, the random start and sampled batches are put on one after the other.
+        The flow, whole batches, momentum, the random start and sampled batches are put on one after the other. Flows
+        are compared at equal rate times time, where they are one path; all else at ``n_steps``.
 
         Parameters
         ----------
@@ -271,24 +272,21 @@ class ScanAndSnapStudy(Pictures, StudyParameters):
         ``std`` over seeds. The study itself is not fitted; its ``ratio`` (1 by default) and ``n_steps`` hold.
         """
         ratio = self.ratio if self.ratio is not None else 1.0
-        base = clone(self).set_params(
-            lr_y=None,
-            ratio=ratio,
-            lr_z=list(lr_z),
-            record=("loss", "entropy_distinct"),
-            record_at=[self.n_steps],
-        )
+        base = clone(self).set_params(lr_y=None, ratio=ratio, record=("loss", "entropy_distinct"))
         rows: list[dict[str, Any]] = []
         settings: dict[str, Any] = {}
         for step, changes in _DECOMPOSITION.items():
             settings |= changes
-            seeds = n_seeds if settings["init"] == "uniform" else 1
-            result = clone(base).set_params(**settings, n_seeds=seeds).fit(X).result_
-            ends = result.array("entropy_distinct")[:, -1].mean(-1).reshape(len(lr_z), seeds)
-            spread = ends.std(1, ddof=1) if seeds > 1 else np.zeros(len(lr_z))
-            for rate, mean, std in zip(lr_z, ends.mean(1), spread, strict=True):
+            for rate in lr_z:
+                n_steps = self.n_steps * (max(lr_z) / rate if step == "flow" else 1)
+                seeds = n_seeds if settings["init"] == "uniform" else 1
+                study = clone(base).set_params(
+                    **settings, lr_z=rate, n_seeds=seeds, n_steps=n_steps, record_at=[n_steps]
+                )
+                ends = study.fit(X).result_.array("entropy_distinct")[:, -1].mean(-1)
+                spread = float(ends.std(ddof=1)) if seeds > 1 else 0.0
                 rows.append(
-                    {"step": step, "lr_z": float(rate), "entropy_distinct": float(mean), "std": float(std)}
+                    {"step": step, "lr_z": float(rate), "entropy_distinct": float(ends.mean()), "std": spread}
                 )
         return pl.DataFrame(rows)
 
