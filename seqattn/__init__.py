@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from seqattn.classify import VSFormerClassifier
     from seqattn.data.catalog import load_dataset
     from seqattn.data.sequences import Sequences
+    from seqattn.dynamics import ScanAndSnapStudy
     from seqattn.hawkes import SAHP, EmpiricalMarkov, ExponentialHawkes, PoissonProcess, RenewalProcess
     from seqattn.train.artifact import Artifact
 
@@ -32,6 +33,7 @@ _ESTIMATORS = {
     "ExponentialHawkes": "seqattn.hawkes",
     "EmpiricalMarkov": "seqattn.hawkes",
     "VSFormerClassifier": "seqattn.classify",
+    "ScanAndSnapStudy": "seqattn.dynamics",
 }
 _HOMES = {
     **_ESTIMATORS,
@@ -45,6 +47,7 @@ __all__ = [
     "ExponentialHawkes",
     "PoissonProcess",
     "RenewalProcess",
+    "ScanAndSnapStudy",
     "Sequences",
     "VSFormerClassifier",
     "__version__",
