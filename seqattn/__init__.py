@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from seqattn.classify import VSFormerClassifier
     from seqattn.data.catalog import load_dataset
     from seqattn.data.sequences import Sequences
+    from seqattn.dynamics import ScanAndSnapStudy
     from seqattn.hawkes import SAHP, EmpiricalMarkov, ExponentialHawkes, PoissonProcess, RenewalProcess
     from seqattn.recommend import (
         MarkovRecommender,
@@ -42,6 +43,7 @@ _ESTIMATORS = {
     "SASRecRecommender": "seqattn.recommend",
     "PopularityRecommender": "seqattn.recommend",
     "MarkovRecommender": "seqattn.recommend",
+    "ScanAndSnapStudy": "seqattn.dynamics",
 }
 _HOMES = {
     **_ESTIMATORS,
@@ -59,6 +61,7 @@ __all__ = [
     "PopularityRecommender",
     "RenewalProcess",
     "SASRecRecommender",
+    "ScanAndSnapStudy",
     "Sequences",
     "VSFormerClassifier",
     "__version__",

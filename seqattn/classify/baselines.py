@@ -75,7 +75,7 @@ class PanelClassifier(ClassifierMixin, BaseEstimator):
         panel = Panel.of(X)
         if panel.n_channels != self.training_.n_channels:
             raise DataError(
-                f"The cases have {panel.n_channels} channels, but the classifier was fitted with "
+                f"The cases have {panel.n_channels} channel(s), but the classifier was fitted with "
                 f"{self.training_.n_channels}. Give the same channels in the same order."
             )
         return self._probabilities(panel)

@@ -73,7 +73,8 @@ class VSFormerClassifier(Fitting):
         and priors too; with one network nothing is left out.
     calibration
         Share of the cases, for example 0.2, that is held out in a first fit to find the temperature of the
-        probabilities; then all are fitted. None leaves them as they are.
+        probabilities; then all are fitted. Epochs are chosen before, and held-out cases of the fit choose them in both.
+        None leaves the probabilities as they are.
     learning_rate, weight_decay
         Peak of the one-cycle rate, and decoupled decay of AdamW.
     epochs
@@ -81,10 +82,11 @@ class VSFormerClassifier(Fitting):
     batch_size
         Cases per step; ``"auto"`` an eighth of them, between 8 and 64.
     validation
-        Share of the cases, or None. They choose the number of epochs: tokens and network are first learnt without them;
-        then all are fitted for that many.
+        Share of the cases, or None. They choose the number of epochs: tokens and one network are first learnt without
+        them; then all are fitted for that many.
     patience
-        Epochs without a better validation loss after which training stops; None goes on to the last.
+        Epochs without a better validation loss after which training stops; None goes on to the last. It needs held-out
+        cases, of ``validation`` here or in the fit.
     attention
         Pattern of which tokens see which: a name or an object of :mod:`seqattn.attention`.
     device
@@ -108,16 +110,18 @@ class VSFormerClassifier(Fitting):
         The classes, sorted.
     n_channels_, length_range_
         Channels, and shortest and longest training case.
+    channel_names_
+        Names of the channels, where the series came in frames that have them; else None.
     shapes_, intervals_
         Tables of the tokens, see :class:`seqattn.classify.explain.Explaining`.
     validation_
         Figures of training cases from parts of the model that have not seen them, with ``protocol``: how they came
         about; None where every part has seen every case.
     history_
-        What happened in each epoch, of the last member.
+        What happened in each epoch, of the first member.
     fit_report_
-        What was done to the data: sizes, what was capped, seconds, and a hash of everything that was learnt before
-        training.
+        What was done to the data: sizes, ``capped`` (the parameters that bounded something, or could not be met),
+        seconds, and a hash of everything that was learnt before training.
 
     Notes
     -----

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from seqattn.classify.dilated import DilatedShapes
 from seqattn.classify.motifs import MotifShapes
 from seqattn.classify.pictures import draw_explanation, draw_shapes, drawn
 from seqattn.classify.predicting import Predicting
+from seqattn.classify.reading import number_of_case, require_count
 from seqattn.classify.series import Series, known_length
 from seqattn.classify.shapes import Matches
 from seqattn.classify.tokens import Tokens
 from seqattn.classify.values import STATISTICS
-from seqattn.errors import DataError, suggest
+from seqattn.errors import DataError, SeqattnWarning, suggest
 
 __all__ = ["Explaining", "Explanation"]
 
@@ -65,7 +67,7 @@ class Explanation:
     """Why cases were classified as they were.
 
     The logit of a class is a sum over tokens and features, exactly. Each share is given minus its mean over the
-    training cases, so that 0 means "as usual".
+    training cases, so that 0 means "as usual". Of a case without any value nothing is known: all its shares are 0.
 
     Attributes
     ----------
@@ -116,16 +118,24 @@ class Explanation:
         Parameters
         ----------
         k
-            How many rows per case.
+            How many rows per case, at least 1.
         case
-            Which case; None for all.
+            Which case, from 0; None for all.
 
         Returns
         -------
         ``case, target, kind, number, channels, is_difference, start, end, contribution, prior, attention`` by falling
-        size of the contribution; start and end in points of the series as given.
+        size of the contribution; start and end in points of the series as given. A case without any value has no row.
+
+        Raises
+        ------
+        DataError
+            There is no such case.
+        ParameterError
+            ``k`` is not allowed.
         """
-        cases = range(len(self)) if case is None else [case]
+        require_count(k)
+        cases = range(len(self)) if case is None else [number_of_case(case, len(self), "The explanation")]
         return pl.concat([self._top_of(one, k) for one in cases])
 
     def _top_of(self, case: int, k: int) -> pl.DataFrame:
@@ -137,7 +147,8 @@ class Explanation:
                 (abs(shares[place]), self._row(piece, case, place, float(shares[place]))) for place in largest
             ]
         rows.sort(key=lambda row: -row[0])
-        return pl.DataFrame([row for _, row in rows[:k]], infer_schema_length=None)
+        found = pl.DataFrame([row for _, row in rows[:k]], infer_schema_length=None)
+        return found if known_length(self.series[case]) else found.clear()
 
     def _row(self, piece: Pieces, case: int, place: int, share: float) -> dict[str, Any]:
         start, end = piece.spans[case, place] * known_length(self.series[case])
@@ -216,18 +227,32 @@ class Explaining(Predicting):
         ------
         DataError
             The series cannot be used, the classifier knows one class only, or the target is no class.
+
+        Warns
+        -----
+        SeqattnWarning
+            A case has no value at all, so that nothing is known of it: its logits are the usual ones.
         """
         panel = self._read_new(X)
         if self.tokeniser_ is None:
             raise DataError("The classifier knows one class only, so nothing decided.")
         tokens, series = self.tokeniser_(panel), self.tokeniser_.series(panel)
-        logits = self._logits(tokens)
+        empty = ~np.array([bool(known_length(case)) for case in panel.series])
+        usual, pieces = self.means_["logits"], self._pieces(tokens, series)
+        logits = np.where(empty[:, None], usual, self._logits(tokens))
+        if empty.any():
+            kept = ~empty[:, None, None]
+            pieces = (replace(piece, contribution=piece.contribution * kept) for piece in pieces)
+            warnings.warn(
+                f"{empty.sum()} case(s) without any value, the first is case {empty.argmax()}: nothing is known.",
+                SeqattnWarning,
+                stacklevel=2,
+            )
         if target is None:
-            targets = logits.argmax(axis=1)
+            targets = np.where(empty, self.share_.argmax(), logits.argmax(axis=1))
         else:
             targets = np.full(len(panel), self._code(target, "target"))
-        pieces = tuple(self._pieces(tokens, series))
-        return Explanation(self.classes_, targets, logits, self.means_["logits"], pieces, panel.series)
+        return Explanation(self.classes_, targets, logits, usual, tuple(pieces), panel.series)
 
     @property
     def shapes_(self) -> pl.DataFrame:
@@ -280,20 +305,20 @@ class Explaining(Predicting):
         )
 
     def plot_shapes(self, class_: Any, path: str | Path, X: Any = None, k: int = 6) -> Path:
-        """Draw the shape tokens of a class that weigh most, and save the picture as PNG.
+        """Draw the shape tokens of a class that weigh most, and save the picture.
 
         Parameters
         ----------
         class_
             The class from whose cases the shapes were taken.
         path
-            File to write.
+            File to write; its ending names the form, for example ``.png``, ``.pdf`` or ``.svg``.
         X
             Series as in :meth:`predict_proba`: each shape is drawn on the case that comes nearest to it, with the
             training cases on its own. The classifier keeps no series; None draws the shapes alone, at the place in time
             where they were found.
         k
-            How many shapes at most.
+            How many shapes at most, at least 1.
 
         Returns
         -------
@@ -302,10 +327,13 @@ class Explaining(Predicting):
         Raises
         ------
         DataError
-            It is no class, no shape was taken from it, or the series cannot be used.
+            It is no class, no shape was taken from it, the series cannot be used, or the file cannot be written.
         MissingDependencyError
             matplotlib is not installed.
+        ParameterError
+            ``k`` is not allowed.
         """
+        require_count(k)
         tokeniser, code = self._tokeniser(), self._code(class_, "class_")
         shapes = self.shapes_.filter(pl.Series(tokeniser.shapes.label == code))
         if shapes.is_empty():
@@ -327,7 +355,7 @@ class Explaining(Predicting):
         return draw_shapes(found, path, f"Shapes of class {class_} that weigh most")
 
     def plot_explanation(self, X: Any, case: int, path: str | Path, target: Any = None) -> Path:
-        """Draw one case with the points that spoke for and against a class, and its ten largest contributions, as PNG.
+        """Draw one case with the points that spoke for and against a class, and its ten largest contributions.
 
         Parameters
         ----------
@@ -336,7 +364,7 @@ class Explaining(Predicting):
         case
             Which of them, from 0.
         path
-            File to write.
+            File to write; its ending names the form, as in :meth:`plot_shapes`.
         target
             The class; None takes the predicted one.
 
@@ -347,13 +375,16 @@ class Explaining(Predicting):
         Raises
         ------
         DataError
-            As in :meth:`explain`, or there is no such case.
+            As in :meth:`explain`, there is no such case, it has no value at all, or the file cannot be written.
         MissingDependencyError
             matplotlib is not installed.
         """
         panel = self._read_new(X)
-        if not 0 <= case < len(panel):
-            raise DataError(f"There is no case {case!r}: X has {len(panel)}, counted from 0.")
+        case = number_of_case(case, len(panel), "X")
+        if not known_length(panel.series[case]):
+            raise DataError(
+                f"Case {case} has no value at all, so nothing spoke for a class. Draw another one."
+            )
         explanation = self.explain(panel.select([case]), target)
         return draw_explanation(explanation, 0, path, f"case {case}")
 

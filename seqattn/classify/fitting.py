@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,11 +14,10 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_class_weight
 
 from seqattn.classify.caching import learn_tokens
 from seqattn.classify.cases import Cases, case_batch
-from seqattn.classify.checking import check_parameters
+from seqattn.classify.checking import check_parameters, class_weights
 from seqattn.classify.explain import Explaining
 from seqattn.classify.folds import cut
 from seqattn.classify.members import left_out_by
@@ -25,16 +25,18 @@ from seqattn.classify.metrics import metrics
 from seqattn.classify.model import VSFormer
 from seqattn.classify.order import class_order, content_order, renumber
 from seqattn.classify.predicting import LEAST_COLUMNS, LEAST_POINTS, PREDICTED_AT_ONCE
-from seqattn.classify.reading import check_kind, labels_as_axis, with_values
+from seqattn.classify.reading import check_kind, check_known, labels_as_axis, pair_of, with_values
 from seqattn.classify.readout import Readout, stacked
 from seqattn.classify.recipe import Recipe, generator
 from seqattn.classify.tokens import Tokens
-from seqattn.data.panels import Panel, row_length
-from seqattn.errors import DataError, ParameterError, SeqattnWarning
+from seqattn.classify.watching import Watch
+from seqattn.data.panels import Panel, channel_names, row_length
+from seqattn.errors import DataError, SeqattnWarning
 from seqattn.train.callbacks import Progress
+from seqattn.train.checkpoint import Part
 from seqattn.train.history import History
 from seqattn.train.loop import Observer, fit_module
-from seqattn.train.settings import FitSettings
+from seqattn.train.settings import FitSettings, resolve_precision
 from seqattn.train.threads import one_thread
 
 __all__ = ["Fitting"]
@@ -66,6 +68,8 @@ class Fitting(Explaining):
     ) -> Self:
         """Learn tokens, readout and network from labelled cases.
 
+        A former fit is forgotten first. After a fit that was refused or interrupted the classifier is not fitted.
+
         Parameters
         ----------
         X
@@ -77,14 +81,15 @@ class Fitting(Explaining):
         validation
             Held-out cases with labels, a panel or a pair ``(X, y)``, that choose the epoch; nothing is fitted again.
         checkpoint
-            File that is written after each epoch of a network. If it exists and belongs to this fit, training goes on
-            from it.
+            File that is written after each epoch of a network and holds all networks. If it exists and belongs to this
+            fit, with the same data, held-out and watched cases, training goes on from it. That takes a number as
+            ``random_state``: with None each fit is another one.
         observers
             Told of every epoch, see :class:`seqattn.train.loop.Observer`.
         watch
             Further cases with labels, whose accuracy after each epoch is written into ``history_`` as
             ``watched_accuracy`` and changes nothing. With test data it shows what choosing the epoch on them, as some
-            published figures do, would be worth.
+            published figures do, would be worth. Without a network there are no epochs, and nothing is written.
 
         Returns
         -------
@@ -98,17 +103,43 @@ class Fitting(Explaining):
             A parameter has a value that is not allowed.
         ArtifactError
             The checkpoint belongs to another fit.
+        TypeError
+            ``validation`` or ``watch`` is neither a panel nor a pair, or the series are of no known form.
 
         Warns
         -----
         SeqattnWarning
-            There is one class only, a class has one case, or a case has no value at all.
+            There is one class only, a class has one case, a case has no value at all, or ``patience`` is given and no
+            held-out cases.
         """
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
         check_parameters(self)
+        # What is half learnt is nobody's: an interrupted fit leaves no trace.
+        learnt = type(self)(**self.get_params(deep=False))
+        learnt._fit(X, y, (validation, watch), None if checkpoint is None else Path(checkpoint), observers)
+        self.__dict__.update({name: value for name, value in vars(learnt).items() if name.endswith("_")})
+        return self
+
+    def _fit(
+        self, X: Any, y: Any, further: tuple[Any, Any], checkpoint: Path | None, observers: Sequence[Observer]
+    ) -> None:
+        """Check everything that was given, and learn."""
         began = time.perf_counter()
         panel = self._read(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         panel, codes = self._prepared(panel)
+        self._case_weights(codes)
+        held_out, watched = self._held_out(further[0], "validation"), self._held_out(further[1], "watch")
+        if held_out is not None:
+            self._codes(held_out)
+        elif self.patience is not None and self.validation is None:
+            warnings.warn(
+                f"patience={self.patience} does nothing without held-out cases. Give validation, a share of the cases "
+                "or cases of its own, or patience=None.",
+                SeqattnWarning,
+                stacklevel=3,
+            )
         self.temperature_ = 1.0
         self.tokeniser_, self.readout_, self.modules_, self.history_ = None, None, [], History()
         self.validation_, self.blend_ = None, np.array([1.0, 0.0])
@@ -117,22 +148,18 @@ class Fitting(Explaining):
             warnings.warn(
                 f"All labels are {self.classes_.tolist()[0]!r}: every prediction will be that class.",
                 SeqattnWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-            return self
+            return
         order, codes = self._renumbered(codes)
-        held_out = None if validation is None else self._held_out(validation)
+        epochs, chosen = self._epochs(len(codes)), None
+        if held_out is None and self.validation is not None and self.network_weight != 0:
+            epochs = chosen = self._chosen_epochs(panel, codes, seed, epochs)
         if self.calibration is not None:
-            self._calibrate(panel, codes, seed)
-        epochs = self._epochs(len(codes))
-        if held_out is None and self.validation is not None:
-            epochs = self._chosen_epochs(panel, codes, seed, epochs)
-        watched = None if watch is None else self._held_out(watch)
-        place = None if checkpoint is None else Path(checkpoint)
-        self._learn(panel, codes, seed, epochs, held_out, observers, place, watched)
+            self._calibrate(panel, codes, seed, chosen, held_out)
+        self._learn(panel, codes, seed, epochs, held_out, observers, checkpoint, watched)
         self._sort_classes(order)
-        self.fit_report_ |= {"seconds": time.perf_counter() - began}
-        return self
+        self.fit_report_ |= {"capped": self._capped(panel, codes), "seconds": time.perf_counter() - began}
 
     def _read(self, X: Any, y: Any) -> Panel:
         """Return the training cases with their labels, and remember their form."""
@@ -147,9 +174,9 @@ class Fitting(Explaining):
         n_features = None if isinstance(X, Panel | str | Path) else row_length(X)
         panel.check_lengths(LEAST_POINTS if n_features is None else LEAST_COLUMNS)
         panel = panel.trimmed()
-        self.__dict__.pop("n_features_in_", None)
         if n_features is not None:
             self.n_features_in_ = n_features
+        self.channel_names_ = channel_names(X)
         self.n_channels_ = panel.n_channels
         self.length_range_ = (int(panel.lengths.min()), int(panel.lengths.max()))
         return panel
@@ -175,12 +202,27 @@ class Fitting(Explaining):
         parts = (self._tokeniser(), self.readout_, self.modules_, self.means_)
         self.tokeniser_, self.readout_ = renumber(back, *parts)
 
-    def _held_out(self, given: Any) -> Panel:
-        panel = Panel.of(given) if isinstance(given, Panel | str | Path) else Panel.of(*given)
-        if panel.labels is None:
-            raise DataError("The held-out cases have no labels. Give a pair (X, y).")
-        self._check_channels(panel)
+    def _held_out(self, given: Any, name: str) -> Panel | None:
+        """Return further cases, read as those to predict, with labels of which one at least is known."""
+        if given is None:
+            return None
+        X, labels = pair_of(given, name)
+        panel = Panel.of(self._read_new(X), labels)
+        check_known(np.asarray(panel.labels), self.classes_, len(panel))
         return panel
+
+    def _capped(self, panel: Panel, codes: np.ndarray) -> list[str]:
+        """Return the parameters that bounded what was learnt, or were bounded themselves."""
+        report = self._tokeniser().report()
+        points = np.bincount(codes, weights=-(-panel.lengths // report["points_per_mean"]))
+        found = {
+            "max_length": report["points_per_mean"] > 1,
+            "readout_shapes": 0 < report["readout_shapes"] < self.readout_shapes,
+            # Two cases are searched whatever they hold.
+            "profile_cap": self.shapes == "motif"
+            and bool(((points > self.profile_cap) & (np.bincount(codes) > 2)).any()),
+        }
+        return [name for name, is_capped in found.items() if is_capped]
 
     def _epochs(self, n_cases: int) -> int:
         if self.epochs != "auto":
@@ -194,14 +236,20 @@ class Fitting(Explaining):
         """Return the number of epochs that is best for cases held out, tokens and all."""
         kept, held = cut(codes, float(self.validation or 0), seed)
         part = panel.select(held)
-        trial = self._apart(panel.select(kept), codes[kept], seed, epochs, part)
+        # One network alone: the readout and the others would say nothing of the epoch.
+        trial = self._apart(
+            panel.select(kept), codes[kept], seed, epochs, part, n_members=1, readout_shapes=0
+        )
         self.fit_report_["validation"] = {"cases": len(held), "best_epoch": trial.history_.best_epoch}
         return int(trial.history_.best_epoch or epochs)
 
-    def _calibrate(self, panel: Panel, codes: np.ndarray, seed: int) -> None:
-        """Find the temperature for cases held out, tokens and all, by their log loss."""
+    def _calibrate(
+        self, panel: Panel, codes: np.ndarray, seed: int, epochs: int | None, held_out: Panel | None
+    ) -> None:
+        """Find the temperature for cases held out, tokens and all, by their log loss; epochs are chosen as for all."""
         kept, held = cut(codes, float(self.calibration or 0), seed)
-        trial = self._apart(panel.select(kept), codes[kept], seed, self._epochs(len(kept)), None)
+        part = panel.select(kept)
+        trial = self._apart(part, codes[kept], seed, epochs or self._epochs(len(kept)), held_out)
         logits = trial._logits(trial._tokeniser()(panel.select(held)))
         rows = np.arange(len(held))
         losses = [-np.log(softmax(logits * s, axis=1)[rows, codes[held]] + 1e-15).mean() for s in _SHARPNESS]
@@ -210,9 +258,11 @@ class Fitting(Explaining):
         self.temperature_ = float(1 / _SHARPNESS[int(np.argmin(losses))])
         self.fit_report_["calibration"] = {"cases": len(held), "temperature": self.temperature_}
 
-    def _apart(self, panel: Panel, codes: np.ndarray, seed: int, epochs: int, held_out: Panel | None) -> Self:
-        """Return a classifier of the same form that has seen some cases only."""
-        part = type(self)(**self.get_params(deep=False))
+    def _apart(
+        self, panel: Panel, codes: np.ndarray, seed: int, epochs: int, held_out: Panel | None, **other: Any
+    ) -> Self:
+        """Return a classifier of the same form, but for some parameters, that has seen some cases only."""
+        part = type(self)(**self.get_params(deep=False) | other)
         part.classes_, part.n_channels_, part.temperature_ = self.classes_, self.n_channels_, 1.0
         part.fit_report_ = {}
         part._learn(panel, codes, seed, epochs, held_out, [], None, None)
@@ -278,20 +328,23 @@ class Fitting(Explaining):
         seed, epochs = order
         away = left_out_by(codes, self.n_members, generator(seed, "parts"))
         left_out = np.full((len(codes), len(self.classes_)), np.nan)
-        watchers = [
-            _Watcher(self, watched, member) for member in range(self.n_members) if watched is not None
-        ]
+        watch = None if watched is None else Watch(self._tokeniser(), watched)
+        digests = [None if panel is None else panel.digest() for panel in (held_out, watched)]
         for member in range(self.n_members):
             some = np.flatnonzero(away != member)
             module = self._module(tokens, seed, member)
             self.modules_.append(module)
+            looking = (
+                [] if watch is None else [watch.member(module, partial(self._member_logits, member=member))]
+            )
             history = self._train(
                 module,
                 (tokens.select(some), codes[some], weights[some]),
                 held_out,
                 (seed, member, epochs),
-                [*observers, *([Progress()] if self.verbose else []), *watchers[member : member + 1]],
-                checkpoint if checkpoint is None or not member else checkpoint.with_suffix(f".{member}"),
+                [*observers, *([Progress()] if self.verbose else []), *looking],
+                None if checkpoint is None else Part(checkpoint, str(member)),
+                {"held_out": digests[0], "watched": digests[1]},
             )
             rest = np.flatnonzero(away == member)
             if len(rest):
@@ -299,8 +352,8 @@ class Fitting(Explaining):
             self.history_ = self.history_ if member else history
         self.blend_ = self._blended(left_out, codes, weights)
         self.fit_report_["blend"] = self.blend_.tolist()
-        if watched is not None:
-            _write_watched(self, watched, watchers)
+        if watch is not None:
+            watch.write(self)
         return left_out
 
     def _blended(self, left_out: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -322,14 +375,16 @@ class Fitting(Explaining):
         held_out: Panel | None,
         order: tuple[int, int, int],
         observers: Sequence[Observer],
-        checkpoint: Path | None,
+        checkpoint: Part | None,
+        digests: Mapping[str, str | None],
     ) -> History:
         (tokens, codes, weights), (seed, member, epochs) = data, order
         own, size = self._tokeniser().own(member), self._batch_size(len(codes))
-        whole, valid = case_batch(tokens, own, codes, weights), None
+        kind = resolve_precision(self.precision)
+        whole, valid = case_batch(tokens, own, codes, weights, kind), None
         if held_out is not None:
             theirs = self._codes(held_out)
-            valid = case_batch(self._tokeniser()(held_out), own, theirs, np.ones(len(theirs)))
+            valid = case_batch(self._tokeniser()(held_out), own, theirs, np.ones(len(theirs)), kind)
         settings = FitSettings(
             epochs=epochs,
             learning_rate=self.learning_rate,
@@ -345,6 +400,7 @@ class Fitting(Explaining):
             "model": type(self).__name__,
             "learnt": self._tokeniser().digest(),
             "member": member,
+            **digests,
             "params": {name: repr(value) for name, value in sorted(self.get_params(deep=False).items())},
         }
         history = fit_module(
@@ -368,7 +424,7 @@ class Fitting(Explaining):
             locality=self.locality,
             profile_cap=self.profile_cap,
             derivatives=self.derivatives,
-            granularities=tuple(self.granularities),
+            granularities=tuple(map(int, self.granularities)),
             shape_tokens=self.shape_tokens,
             value_tokens=self.value_tokens,
             tokens=self.tokens,
@@ -385,24 +441,7 @@ class Fitting(Explaining):
             return self._network(self._facts(member, tokens.shape.shape[2]))
 
     def _case_weights(self, codes: np.ndarray) -> np.ndarray:
-        if self.class_weight is None:
-            return np.ones(len(codes))
-        given = self.class_weight
-        if isinstance(given, Mapping):
-            unknown = [label for label in given if label not in self.classes_.tolist()]
-            if unknown:
-                raise ParameterError(
-                    f"class_weight names {unknown[0]!r}, which is no class. Classes: {self.classes_.tolist()}."
-                )
-            for label, weight in given.items():
-                if not 0 < weight < np.inf:
-                    raise ParameterError(
-                        f"class_weight gives class {label!r} the weight {weight!r}. Give a number above 0, or leave "
-                        "the cases of that class out."
-                    )
-        by_class = compute_class_weight(given, classes=self.classes_, y=self.classes_[codes])
-        weights = by_class[codes]
-        return np.asarray(weights * len(codes) / weights.sum())
+        return class_weights(self.class_weight, self.classes_, codes)
 
     def _codes(self, panel: Panel) -> np.ndarray:
         places = {label: code for code, label in enumerate(self.classes_.tolist())}
@@ -412,44 +451,6 @@ class Fitting(Explaining):
                 f"The held-out cases have the class {unknown[0]!r}, which the training cases lack."
             )
         return np.array([places[label] for label in np.asarray(panel.labels).tolist()])
-
-
-class _Watcher(Observer):
-    """Notes what a member says of cases after each epoch; training goes on as if it were not there."""
-
-    def __init__(self, model: Fitting, panel: Panel, member: int) -> None:
-        self._model, self._member = model, member
-        self._tokens: Tokens = model._tokeniser()(panel)
-        self.logits: dict[int, np.ndarray] = {}
-        self.seconds: dict[int, float] = {}
-
-    def begin(self, settings: FitSettings) -> None:
-        """Do nothing."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Take the logits as the member stands."""
-        began, module = time.perf_counter(), self._model.modules_[self._member]
-        module.eval()
-        self.logits[record["epoch"]] = self._model._member_logits(self._tokens, self._member)
-        module.train()
-        self.seconds[record["epoch"]] = time.perf_counter() - began
-
-    def end(self, history: History) -> None:
-        """Do nothing."""
-
-
-def _write_watched(model: Fitting, panel: Panel, watchers: Sequence[_Watcher]) -> None:
-    """Write the accuracy of all members together after each epoch into the history."""
-    labels, tokens = np.asarray(panel.labels), model._tokeniser()(panel)
-    readout = 0.0 if model.readout_ is None else model.blend_[0] * model.readout_.outputs(tokens.families)
-    for record in model.history_.records:
-        epoch = record["epoch"]
-        if not all(epoch in watcher.logits for watcher in watchers):
-            continue
-        networks = np.mean([watcher.logits[epoch] for watcher in watchers], axis=0)
-        predicted = model.classes_[(readout + model.blend_[1] * networks).argmax(axis=1)]
-        record["watched_accuracy"] = float((predicted == labels).mean())
-        record["watched_seconds"] = sum(watcher.seconds[epoch] for watcher in watchers)
 
 
 def _tell(text: str) -> None:

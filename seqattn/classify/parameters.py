@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 
@@ -20,13 +21,13 @@ class Parameters(ClassifierMixin, BaseEstimator):
         self,
         *,
         shapes: str = "dilated",
-        window_fractions: Sequence[float] = (0.2, 0.4, 0.8),
+        window_fractions: Sequence[float] | np.ndarray = (0.2, 0.4, 0.8),
         motifs_per_cell: int = 2,
         match: str = "znorm",
         locality: float | None = 0.15,
         profile_cap: int = 4000,
         derivatives: bool = True,
-        granularities: Sequence[int] = (1, 2, 4, 8),
+        granularities: Sequence[int] | np.ndarray = (1, 2, 4, 8),
         shape_tokens: int = 64,
         value_tokens: int = 64,
         tokens: str = "both",

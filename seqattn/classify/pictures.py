@@ -14,7 +14,7 @@ import polars as pl
 from seqattn.classify.dilated import DilatedShapes
 from seqattn.classify.motifs import MotifShapes
 from seqattn.classify.series import Scaling
-from seqattn.errors import MissingDependencyError
+from seqattn.errors import DataError, MissingDependencyError
 
 if TYPE_CHECKING:
     from seqattn.classify.explain import Explanation
@@ -128,14 +128,14 @@ def _outline(shapes: DilatedShapes | MotifShapes, number: int) -> tuple[np.ndarr
 
 
 def draw_shapes(shapes: Sequence[Drawn], path: str | Path, title: str) -> Path:
-    """Draw shapes beside each other, each on the series under it, and save the picture as PNG.
+    """Draw shapes beside each other, each on the series under it, and save the picture.
 
     Parameters
     ----------
     shapes
         At least one.
     path
-        File to write.
+        File to write; its ending names the form.
     title
         What is shown.
 
@@ -145,6 +145,8 @@ def draw_shapes(shapes: Sequence[Drawn], path: str | Path, title: str) -> Path:
 
     Raises
     ------
+    DataError
+        The file cannot be written, or its ending names no form of pictures.
     MissingDependencyError
         matplotlib is not installed.
     """
@@ -174,12 +176,11 @@ def draw_shapes(shapes: Sequence[Drawn], path: str | Path, title: str) -> Path:
         frameon=False,
         fontsize="small",
     )
-    figure.savefig(Path(path), dpi=120)
-    return Path(path)
+    return _saved(figure, Path(path))
 
 
 def draw_explanation(explanation: Explanation, case: int, path: str | Path, name: str) -> Path:
-    """Draw a case with the points that spoke for and against a class, beside its ten largest contributions, as PNG.
+    """Draw a case with the points that spoke for and against a class and its ten largest contributions, and save it.
 
     Channels stand one below the other, those with the largest contributions where there are more than eight.
 
@@ -190,7 +191,7 @@ def draw_explanation(explanation: Explanation, case: int, path: str | Path, name
     case
         Number of the case in it.
     path
-        File to write.
+        File to write; its ending names the form.
     name
         How the case is called.
 
@@ -200,6 +201,8 @@ def draw_explanation(explanation: Explanation, case: int, path: str | Path, name
 
     Raises
     ------
+    DataError
+        The file cannot be written, or its ending names no form of pictures.
     MissingDependencyError
         matplotlib is not installed.
     """
@@ -230,8 +233,7 @@ def draw_explanation(explanation: Explanation, case: int, path: str | Path, name
     )
     _draw_rows(right.subplots(), top)
     _legend(left, len(top))
-    figure.savefig(Path(path), dpi=120)
-    return Path(path)
+    return _saved(figure, Path(path))
 
 
 def _shown(found: np.ndarray, top: pl.DataFrame) -> list[int]:
@@ -341,3 +343,15 @@ def _figure(size: tuple[float, float]) -> Any:
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    """Save a picture in the form that the ending of its path names."""
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in kinds:
+        raise DataError(f"{str(path)!r} ends like no picture. Endings: {', '.join(kinds)}.")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from None
+    return path

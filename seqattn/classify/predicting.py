@@ -15,9 +15,10 @@ from sklearn.utils.validation import check_is_fitted
 from seqattn.classify.cases import case_batch
 from seqattn.classify.model import TokenFacts, VSFormer
 from seqattn.classify.parameters import Parameters
+from seqattn.classify.reading import check_known, check_names, labels_as_axis, weights_of
 from seqattn.classify.readout import Readout
 from seqattn.classify.tokens import Tokeniser, Tokens
-from seqattn.data.panels import Panel, row_length
+from seqattn.data.panels import Panel, channel_names, row_length
 from seqattn.errors import ArtifactError, DataError, SeqattnWarning
 from seqattn.train.artifact import Artifact, decode_label, encode_label, save_artifact
 from seqattn.train.history import History
@@ -41,6 +42,7 @@ class Predicting(Parameters):
     n_channels_: int
     length_range_: tuple[int, int]
     n_features_in_: int
+    channel_names_: tuple[str, ...] | None
     tokeniser_: Tokeniser | None
     readout_: Readout | None
     modules_: list[VSFormer]
@@ -87,8 +89,8 @@ class Predicting(Parameters):
     def _check_channels(self, panel: Panel) -> None:
         if panel.n_channels != self.n_channels_:
             raise DataError(
-                f"The cases have {panel.n_channels} channels, but the classifier was fitted with {self.n_channels_}. "
-                "Give the same channels in the same order."
+                f"The cases have {panel.n_channels} channel(s), but the classifier was fitted with "
+                f"{self.n_channels_}. Give the same channels in the same order."
             )
 
     def _read_new(self, X: Any) -> Panel:
@@ -102,6 +104,7 @@ class Predicting(Parameters):
             )
         panel = Panel.of(X)
         self._check_channels(panel)
+        check_names(channel_names(X), self.channel_names_)
         panel.check_lengths(LEAST_POINTS if expected is None else LEAST_COLUMNS)
         return panel.trimmed()
 
@@ -127,12 +130,14 @@ class Predicting(Parameters):
         Raises
         ------
         DataError
-            The series cannot be used, or have another number of channels than those of the fit.
+            The series cannot be used, or have another number of channels than those of the fit, or a frame has the same
+            channels in another order.
 
         Warns
         -----
         SeqattnWarning
-            A case has no value at all; it gets the class shares of the training data.
+            A case has no value at all; it gets the class shares of the training data. Or a frame names other channels
+            than that of the fit; they are taken in the order given.
         """
         panel = self._read_new(X)
         if self.tokeniser_ is None:
@@ -141,8 +146,8 @@ class Predicting(Parameters):
         full = np.array([bool(np.isfinite(case).any()) for case in panel.series])
         if not full.all():
             warnings.warn(
-                f"{(~full).sum()} cases have no value at all, the first is case {full.argmin()}. They get the class "
-                "shares of the training data.",
+                f"{(~full).sum()} case(s) without any value, the first is case {full.argmin()}, get the class shares "
+                "of the training data.",
                 SeqattnWarning,
                 stacklevel=2,
             )
@@ -172,12 +177,21 @@ class Predicting(Parameters):
         X, y
             Series and labels; y of a panel or file may be left out.
         sample_weight
-            Weights of the cases; None weighs all alike.
+            Weights of the cases, at least 0; None weighs all alike.
+
+        Raises
+        ------
+        DataError
+            As in :meth:`predict_proba`; there is not one label or weight per case; or none of the labels is a class, as
+            numbers are where the classes are text. Single labels that are no class count as errors.
         """
-        labels = Panel.of(X).labels if y is None else np.asarray(y)
+        labels = Panel.of(X).labels if y is None else labels_as_axis(y)
         if labels is None:
             raise DataError("There are no labels to compare with. Give y, one label per case.")
-        return float(np.average(self.predict(X) == labels, weights=sample_weight))
+        predicted = self.predict(X)
+        check_known(labels, self.classes_, len(predicted))
+        weights = weights_of(sample_weight, len(predicted))
+        return float(np.average(predicted == labels, weights=weights))
 
     def _read_tokens(self, panel: Panel) -> Tokens:
         """Return the tokens of cases as far as readout and network take them into account."""
@@ -251,6 +265,7 @@ class Predicting(Parameters):
             "classes": [encode_label(label) for label in self.classes_.tolist()],
             "labels": self.classes_.dtype.str,
             "n_channels": self.n_channels_,
+            "channel_names": self.channel_names_,
             "length_range": list(self.length_range_),
             "n_features_in": getattr(self, "n_features_in_", None),
             "temperature": self.temperature_,
@@ -280,6 +295,8 @@ class Predicting(Parameters):
         model.share_, model.blend_ = arrays["share"], arrays["blend"]
         model.temperature_ = float(about["temperature"])
         model.n_channels_, model.length_range_ = int(about["n_channels"]), tuple(about["length_range"])
+        names = about.get("channel_names")
+        model.channel_names_ = None if names is None else tuple(names)
         if about["n_features_in"] is not None:
             model.n_features_in_ = int(about["n_features_in"])
         model.history_, model.fit_report_ = History.from_json(about["history"]), dict(about["fit_report"])

@@ -13,6 +13,10 @@ from seqattn.data.panels import Panel
 
 __all__ = ["Scaling", "Series", "known_length"]
 
+# Scaled values end here. Among n training points none can be further from the mean than the root of n, so that training
+# data are never cut; larger ones in new data would be no number in float32 after two products.
+_FURTHEST = 1e6
+
 
 @dataclass(frozen=True)
 class Series:
@@ -140,15 +144,20 @@ class Scaling:
         for case in cases:
             there = np.isfinite(case)
             counts += there.sum(1)
-            sums += np.where(there, case, 0.0).sum(1)
             lowest = np.minimum(lowest, np.where(there, case, np.inf).min(1, initial=np.inf))
             highest = np.maximum(highest, np.where(there, case, -np.inf).max(1, initial=-np.inf))
-        mean = sums / np.maximum(counts, 1)
         is_constant = ~(highest > lowest)
-        # A power of 2 near the range, so that no square is too large or small for a number and no bit changes.
-        unit = np.exp2(np.frexp(np.where(is_constant, 1.0, highest - lowest))[1])
-        squares = sum(np.nansum(((case - mean[:, None]) / unit[:, None]) ** 2, axis=1) for case in cases)
-        spread = np.where(is_constant, 1.0, unit * np.sqrt(squares / np.maximum(counts, 1)))
+        # Powers of 2 near the largest number and the range, so that no sum or square is too large or small for a number
+        # and no bit changes.
+        size = _power(np.where(counts > 0, np.maximum(np.abs(lowest), np.abs(highest)), 1.0))
+        for case in cases:
+            sums += np.nansum(np.ldexp(case, -size[:, None]), axis=1)
+        centre = sums / np.maximum(counts, 1)
+        reach = _power(np.where(is_constant, 0.5, highest / 2 - lowest / 2)) + 1
+        middle = np.ldexp(centre, size - reach)[:, None]
+        squares = sum(np.nansum((np.ldexp(case, -reach[:, None]) - middle) ** 2, axis=1) for case in cases)
+        spread = np.where(is_constant, 1.0, np.ldexp(np.sqrt(squares / np.maximum(counts, 1)), reach))
+        mean = np.ldexp(centre, size)
         return cls(mean, np.where(spread > 0, spread, 1.0), is_constant, factor, -(-longest // factor))
 
     def apply(self, panel: Panel) -> Series:
@@ -158,9 +167,9 @@ class Scaling:
         ----------
         panel
             Any cases with the channels of the training data. Points at the end that are missing in all channels do
-            not count.
+            not count, and values further than a million deviations from the mean count as that far.
         """
-        cases = [self._shortened((case - self.mean[:, None]) / self.spread[:, None]) for case in panel.series]
+        cases = [self._shortened(self._scaled(case)) for case in panel.series]
         lengths = np.array([max(case.shape[1], 1) for case in cases], dtype=np.int64)
         values = np.zeros((len(cases), panel.n_channels, int(lengths.max(initial=1))))
         observed = np.zeros(values.shape, dtype=bool)
@@ -169,6 +178,11 @@ class Scaling:
             observed[row, :, : case.shape[1]] = there
             values[row, :, : case.shape[1]] = case if there.all() else _filled(case, there)
         return Series(values, lengths, observed)
+
+    def _scaled(self, case: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            scaled = (case - self.mean[:, None]) / self.spread[:, None]
+        return np.clip(scaled, -_FURTHEST, _FURTHEST)
 
     def _shortened(self, case: np.ndarray) -> np.ndarray:
         case = case[:, : known_length(case)]
@@ -196,6 +210,11 @@ class Scaling:
         """
         factor, length = (int(size) for size in arrays["sizes"])
         return cls(arrays["mean"], arrays["spread"], arrays["is_constant"].astype(bool), factor, length)
+
+
+def _power(values: np.ndarray) -> np.ndarray:
+    """Return the least powers of 2 that lie above values."""
+    return np.asarray(np.frexp(values)[1], dtype=np.int64)
 
 
 def known_length(case: np.ndarray) -> int:

@@ -392,6 +392,7 @@ def plots(model: Any, X: Panel, folder: Path) -> list[Path]:
     found = []
     if X.labels is not None:
         found.append(draw_confusion(X.labels, model.predict(X), folder / "confusion.png"))
-    if hasattr(model, "plot_explanation") and len(model.classes_) > 1:
-        found.append(model.plot_explanation(X, 0, folder / "explanation.png"))
+    full = [case for case, values in enumerate(X.series) if np.isfinite(values).any()]
+    if hasattr(model, "plot_explanation") and len(model.classes_) > 1 and full:
+        found.append(model.plot_explanation(X, full[0], folder / "explanation.png"))
     return found

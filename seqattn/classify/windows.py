@@ -15,7 +15,7 @@ from seqattn.classify.series import Series
 __all__ = ["STEPS", "Windows", "normed"]
 
 _FLAT = 1e-4
-# Windows are counted in such steps, so that cases of similar lengths can be computed together.
+# More windows are counted in steps of 16, so that cases of similar lengths can be computed together.
 _ALIGNED = 16
 # Squares of larger values could be too large for float32. Such a case is far from every shape all the same.
 _LARGEST = 1e15
@@ -82,7 +82,7 @@ class Windows:
         return (self.lengths[rows] - (span - 1)).clamp(min=1)
 
     def widths(self, span: int) -> Tensor:
-        """Return how many columns each case has: the number of its windows, rounded up.
+        """Return how many columns each case has: the number of its windows, rounded up where there are many.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class Windows:
         together, so that what is found in a case does not depend on the others.
         """
         counts = self.counts(slice(None), span)
-        return -(-counts // _ALIGNED) * _ALIGNED
+        return torch.where(counts < _ALIGNED, counts, -(-counts // _ALIGNED) * _ALIGNED)
 
     def columns(
         self, rows: slice, channels: Tensor, points: int, step: int, *, is_normed: bool, dtype: torch.dtype
@@ -123,9 +123,9 @@ class Windows:
         is_there
             ``(cases, starts)``.
         """
-        counts = self.counts(rows, (points - 1) * step + 1)
-        n_starts = -(-int(counts.max()) // _ALIGNED) * _ALIGNED
-        columns = torch.empty(len(counts), len(channels) * points + 1, n_starts, dtype=dtype)
+        span = (points - 1) * step + 1
+        n_starts = int(self.widths(span)[rows].max())
+        columns = torch.empty(len(self.lengths[rows]), len(channels) * points + 1, n_starts, dtype=dtype)
         split = columns[:, :-1].unflatten(1, (len(channels), points))
         source = self.values if is_normed or dtype == torch.float64 else self.small
         every = _every(source[rows], points, step, n_starts)[:, channels]

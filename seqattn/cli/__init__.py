@@ -39,6 +39,7 @@ from seqattn.cli.console import (
 )
 from seqattn.cli.datasets import datasets
 from seqattn.cli.reproduction import reproduce
+from seqattn.cli.study import study
 from seqattn.cli.tuning import tune
 from seqattn.errors import ParameterError, SeqattnWarning
 
@@ -64,6 +65,7 @@ def cli() -> None:
 cli.add_command(attention)
 cli.add_command(datasets)
 cli.add_command(reproduce)
+cli.add_command(study)
 cli.add_command(tune)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 
 from seqattn.data.table import is_pandas
-from seqattn.data.values import values_of
+from seqattn.data.values import is_missing, values_of
 from seqattn.errors import DataError
 
-__all__ = ["case_of_frame", "is_frame", "series_of_frame", "table_width"]
+__all__ = ["case_of_frame", "is_frame", "names_of_channels", "series_of_frame", "table_width"]
 
 _INDEX = "__index__"
 _KEYS = (("case", "time"), ("case_id", "time"), ("instances", "timepoints"))
@@ -41,11 +41,37 @@ def table_width(frame: Any) -> int | None:
     frame
         A frame of pandas or polars.
     """
-    first = frame.head(1)
-    columns = _columns(first.collect() if isinstance(first, pl.LazyFrame) else first)
-    is_nested = any(_is_nested(column) for column in columns.values())
-    has_keys = _levels(frame) > 1 or _key_columns(columns) is not None
-    return None if is_nested or has_keys or _name_of_channel(columns) else len(columns)
+    columns = _columns(frame.collect() if isinstance(frame, pl.LazyFrame) else frame)
+    return len(columns) if _form(frame, columns) == "times" else None
+
+
+def names_of_channels(frame: Any) -> tuple[str, ...] | None:
+    """Return the names of the channels of a frame, in their order; None where its columns are time points.
+
+    Parameters
+    ----------
+    frame
+        A frame of pandas or polars, as :func:`series_of_frame` takes it.
+    """
+    columns = _columns(frame.collect() if isinstance(frame, pl.LazyFrame) else frame)
+    form = _form(frame, columns)
+    if form == "times":
+        return None
+    if form == "values":
+        return tuple(map(str, _codes(columns[str(_name_of_channel(columns))])[1]))
+    keys = _key_columns(columns) or () if form == "keys" else ()
+    return tuple(name for name in columns if name not in keys)
+
+
+def _form(frame: Any, columns: dict[str, np.ndarray]) -> str:
+    """Return in which form a frame holds series."""
+    if _levels(frame) > 1:
+        return "index"
+    if _name_of_channel(columns) is not None:
+        return "values"
+    if _key_columns(columns) is not None:
+        return "keys"
+    return "cells" if any(_is_nested(column) for column in columns.values()) else "times"
 
 
 def series_of_frame(frame: Any) -> list[np.ndarray]:
@@ -57,7 +83,8 @@ def series_of_frame(frame: Any) -> list[np.ndarray]:
       columns whose names begin with ``__index__``, or in the columns ``case`` and ``time``;
     - a row per case, time point and channel, four columns: case, time, one called ``variable``, ``column`` or
       ``dim_id``, and ``value``;
-    - a row per case and a column per channel, with a series, array or list in each cell;
+    - a row per case and a column per channel, with a series, array or list in each cell; an empty cell (None) is a
+      channel that is missing in this case;
     - otherwise a row per case and a column per time point, one channel.
 
     Parameters
@@ -72,21 +99,17 @@ def series_of_frame(frame: Any) -> list[np.ndarray]:
     """
     frame = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
     columns = _columns(frame)
-    levels = _levels(frame)
-    if levels > 1:
-        _check_levels(levels)
+    form = _form(frame, columns)
+    if form == "index":
+        _check_levels(_levels(frame))
         cases, times = (frame.index.get_level_values(level).to_numpy() for level in range(2))
         return _by_rows(cases, times, columns)
-    name_of_channel = _name_of_channel(columns)
-    if name_of_channel is not None:
-        return _by_values(columns, name_of_channel)
-    names = _key_columns(columns)
-    if names is not None:
-        cases, times = (columns.pop(name) for name in names)
+    if form == "values":
+        return _by_values(columns, str(_name_of_channel(columns)))
+    if form == "keys":
+        cases, times = (columns.pop(name) for name in _key_columns(columns) or ())
         return _by_rows(cases, times, columns)
-    if any(_is_nested(column) for column in columns.values()):
-        return _by_cells(columns)
-    return _by_times(columns, len(frame))
+    return _by_cells(columns) if form == "cells" else _by_times(columns, len(frame))
 
 
 def case_of_frame(frame: Any, what: str) -> np.ndarray:
@@ -105,6 +128,9 @@ def case_of_frame(frame: Any, what: str) -> np.ndarray:
 
 
 def _array(column: Any) -> np.ndarray:
+    if isinstance(getattr(column, "dtype", None), pl.Array):
+        # numpy has these as one array of two axes, and a cell of it is a series.
+        column = column.arr.to_list()
     return column.to_numpy() if hasattr(column, "to_numpy") else np.asarray(column)
 
 
@@ -144,7 +170,7 @@ def _key_columns(columns: dict[str, np.ndarray]) -> Sequence[str] | None:
 
 
 def _is_nested(column: np.ndarray) -> bool:
-    return bool(column.dtype == object and len(column) and np.ndim(column[0]))
+    return bool(column.dtype == object and any(map(np.ndim, column)))
 
 
 def _codes(keys: np.ndarray) -> tuple[np.ndarray, list[Any]]:
@@ -197,9 +223,14 @@ def _by_values(columns: dict[str, np.ndarray], name_of_channel: str) -> list[np.
 
 
 def _by_cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+    longest = max(np.size(cell) for column in columns.values() for cell in column)
     found = []
     for case, cells in enumerate(zip(*columns.values(), strict=True)):
-        channels = [np.atleast_1d(values_of(cell, f"Case {case}")) for cell in cells]
+        sizes = [np.size(cell) for cell in cells if not _is_empty(cell)]
+        nothing = np.full(max(sizes, default=longest), np.nan)
+        channels = [
+            nothing if _is_empty(cell) else np.atleast_1d(values_of(cell, f"Case {case}")) for cell in cells
+        ]
         lengths = [len(values) for values in channels]
         if len(set(lengths)) > 1:
             raise DataError(
@@ -207,6 +238,10 @@ def _by_cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
             )
         found.append(np.stack(channels))
     return found
+
+
+def _is_empty(cell: Any) -> bool:
+    return not np.ndim(cell) and is_missing(cell)
 
 
 def _by_times(columns: dict[str, np.ndarray], n_cases: int) -> list[np.ndarray]:

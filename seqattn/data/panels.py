@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from seqattn.data.frames import case_of_frame, is_frame, series_of_frame, table_width
+from seqattn.data.frames import case_of_frame, is_frame, names_of_channels, series_of_frame, table_width
 from seqattn.data.tsfile import read_ts
-from seqattn.data.values import values_of
+from seqattn.data.values import is_missing, values_of
 from seqattn.errors import DataError, SeqattnWarning
 
-__all__ = ["Panel", "row_length"]
+__all__ = ["Panel", "channel_names", "row_length"]
 
 _FLAT = (
     "Expected series, got a 1D array of values. Reshape your data: X.reshape(1, -1) for one series, X.reshape(-1, 1) "
@@ -133,7 +133,9 @@ class Panel:
             X = cls.read(X)
         if isinstance(X, cls):
             return X if y is None else cls(X.series, y)
-        return cls(_series_of(X), y)
+        panel = cls(_series_of(X), y)
+        _warn_of_swapped(X, panel)
+        return panel
 
     @classmethod
     def read(cls, path: str | Path) -> Panel:
@@ -240,6 +242,56 @@ def row_length(X: Any) -> int | None:
     return int(X.shape[1])
 
 
+def channel_names(X: Any) -> tuple[str, ...] | None:
+    """Return the names of the channels; None where series come without.
+
+    Parameters
+    ----------
+    X
+        What :meth:`Panel.of` takes. A frame has names, and so has a list of frames, which must agree.
+
+    Raises
+    ------
+    DataError
+        A frame of a list has the same names in another order than the first one.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> channel_names([pl.DataFrame({"x": [0.0, 1.0], "y": [2.0, 3.0]})])
+    ('x', 'y')
+    """
+    if is_frame(X):
+        return names_of_channels(X)
+    if not isinstance(X, list | tuple) or not len(X) or not all(map(is_frame, X)):
+        return None
+    first, *others = (tuple(map(str, frame.columns)) for frame in X)
+    for case, names in enumerate(others, 1):
+        if names != first and sorted(names) == sorted(first):
+            raise DataError(
+                f"Case {case} has the channels {', '.join(names[:10])}, and case 0 {', '.join(first[:10])}. Give every "
+                "case its channels in one order."
+            )
+    return first
+
+
+def _warn_of_swapped(X: Any, panel: Panel) -> None:
+    """Warn of arrays with more channels than points; in frames it is plain which is which."""
+    longest = int(panel.lengths.max())
+    is_framed = is_frame(X) or (isinstance(X, list | tuple) and any(map(is_frame, X)))
+    if is_framed or panel.n_channels <= max(longest, _MANY_CHANNELS):
+        return
+    order, turned = "(cases, channels, time)", "X.transpose(0, 2, 1)"
+    if isinstance(X, list | tuple):
+        order, turned = "a list of (channels, time)", "[case.T for case in X]"
+    warnings.warn(
+        f"The series have {panel.n_channels} channels and {longest} time points: their axes look swapped. They are "
+        f"{order}; use {turned} if yours are the other way round.",
+        SeqattnWarning,
+        stacklevel=3,
+    )
+
+
 def _own(values: Any, what: str) -> np.ndarray:
     """Return values as a read-only array of floats that nobody else can write to."""
     is_own = isinstance(values, np.ndarray) and values.dtype == np.float64 and not values.flags.writeable
@@ -273,8 +325,7 @@ def _own_labels(labels: Any, n_cases: int) -> np.ndarray:
         raise DataError(
             f"y has the shape {found.shape}, and there are {n_cases} cases. Give one label per case."
         )
-    items = enumerate(found.tolist())
-    missing = [case for case, label in items if label is None or label != label]
+    missing = [case for case, label in enumerate(found.tolist()) if is_missing(label)]
     if missing:
         raise DataError(
             f"y is missing (None or NaN) for case {missing[0]}. Give every case a label, or leave it out."
@@ -352,12 +403,5 @@ def _of_array(X: np.ndarray) -> Iterable[Any]:
         raise DataError(f"The array has {X.ndim} axes, shape {X.shape}. Give (cases, channels, time).")
     if X.ndim == 2 and len(X) and not X.shape[1]:
         raise DataError(f"Found 0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
-    if X.ndim == 3 and X.shape[1] > max(X.shape[2], _MANY_CHANNELS):
-        warnings.warn(
-            f"The array has {X.shape[1]} channels and {X.shape[2]} time points: its axes look swapped. They are "
-            "(cases, channels, time); use X.transpose(0, 2, 1) if yours are (cases, time, channels).",
-            SeqattnWarning,
-            stacklevel=4,
-        )
     values = _locked(np.array(values_of(X, "X"), dtype=np.float64, order="C"))
     return values[:, None] if X.ndim == 2 else values

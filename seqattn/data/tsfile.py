@@ -31,11 +31,19 @@ class _Header:
         found = self.values.get(name, [])
         return bool(found) and found[0].lower() == "true"
 
+    def is_false(self, name: str) -> bool:
+        found = self.values.get(name, [])
+        return bool(found) and found[0].lower() == "false"
+
     def count(self, name: str) -> int | None:
         found = self.values.get(name, [])
         if found and not found[0].isdecimal():
             raise DataError(f"{name} in {self.where} is {found[0]!r}. Give a whole number.")
         return int(found[0]) if found else None
+
+    @property
+    def n_channels(self) -> int | None:
+        return 1 if self.is_true("@univariate") else self.count("@dimensions")
 
     @property
     def labels(self) -> list[str] | None:
@@ -78,9 +86,8 @@ def read_ts(path: str | Path) -> tuple[list[np.ndarray], np.ndarray | None]:
         for number, line in enumerate(lines[header.n_lines :], header.n_lines + 1):
             if not line.strip() or line.startswith(_COMMENTS):
                 continue
-            values, label = _case(
-                line, header, number, len(series[0]) if series else header.count("@dimensions")
-            )
+            shape = series[0].shape if series else (header.n_channels, header.count("@serieslength"))
+            values, label = _case(line, header, number, *shape)
             series.append(values)
             labels.append(label)
     if not series:
@@ -137,12 +144,18 @@ def _check_header(header: _Header) -> None:
             f"{header.where} gives a time with each value (@timeStamps true), which is not read. Write the values "
             "alone, at equal distances in time, and @timeStamps false."
         )
+    if header.is_true("@univariate") and (header.count("@dimensions") or 1) > 1:
+        raise DataError(
+            f"{header.where} says '@univariate true' and '@dimensions {header.count('@dimensions')}'. Correct one."
+        )
     if header.labels == []:
         raise DataError(f"{header.where} says '@classLabel true' and names no class. Write them behind it.")
 
 
-def _case(line: str, header: _Header, number: int, n_channels: int | None) -> tuple[np.ndarray, str]:
-    """Return the values and the label of one line."""
+def _case(
+    line: str, header: _Header, number: int, n_channels: int | None, length: int | None
+) -> tuple[np.ndarray, str]:
+    """Return the values and the label of one line; the length is that of the first one, if the header wants it so."""
     where = f"Line {number} of {header.where}"
     channels = line.split(":")
     label = channels.pop().strip() if header.has_labels else ""
@@ -154,11 +167,16 @@ def _case(line: str, header: _Header, number: int, n_channels: int | None) -> tu
     if len(channels) != (n_channels or len(channels)):
         raise DataError(f"{where} has {len(channels)} channel(s), and {n_channels} are expected.")
     lengths = [channel.count(",") + 1 for channel in channels]
-    length = header.count("@serieslength") if header.is_true("@equallength") else None
+    length = length if header.is_true("@equallength") else None
     if min(lengths) < max(lengths) or lengths[0] != (length or lengths[0]):
         expected = f"{length} each are" if length else "equal numbers are"
         raise DataError(f"{where} has channels of {_range(lengths)} values, and {expected} expected.")
-    return _values(",".join(channels), where).reshape(len(channels), lengths[0]), label
+    values = _values(",".join(channels), where)
+    if np.isnan(values).any() and header.is_false("@missing"):
+        raise DataError(
+            f"{where} has a missing value, and the header says '@missing false'. Correct one of them."
+        )
+    return values.reshape(len(channels), lengths[0]), label
 
 
 def _range(lengths: list[int]) -> str:
@@ -169,10 +187,7 @@ def _range(lengths: list[int]) -> str:
 def _values(text: str, where: str) -> np.ndarray:
     if "?" in text:
         text = text.replace("?", "nan")
-    try:
-        values = np.fromstring(text, sep=",")
-    except (DeprecationWarning, ValueError):
-        values = np.empty(0)
+    values = _numbers(text)
     if len(values) != text.count(",") + 1:
         raise DataError(
             f"{where} holds {_culprit(text)!r}, which is no number. Missing values are '?' or 'NaN'."
@@ -182,12 +197,16 @@ def _values(text: str, where: str) -> np.ndarray:
 
 def _culprit(text: str) -> str:
     """Return the first of some comma-separated words that is no number."""
-    for word in text.split(","):
-        try:
-            float(word)
-        except ValueError:
-            return word.strip()
-    return ""
+    words = (word.strip() for word in text.split(","))
+    return next((word for word in words if not word or len(_numbers(word)) != 1), "")
+
+
+def _numbers(text: str) -> np.ndarray:
+    """Return comma-separated numbers; none if there is something else among them."""
+    try:
+        return np.fromstring(text, sep=",")
+    except (DeprecationWarning, ValueError):
+        return np.empty(0)
 
 
 def _labels(labels: list[str], header: _Header) -> np.ndarray | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 import numpy as np
 
 from seqattn.errors import DataError
 
-__all__ = ["values_of"]
+__all__ = ["is_missing", "values_of"]
 
 
 def values_of(values: Any, what: str) -> np.ndarray:
@@ -46,7 +47,7 @@ def values_of(values: Any, what: str) -> np.ndarray:
 
 
 def _of_objects(found: np.ndarray, what: str) -> np.ndarray:
-    missing = np.frompyfunc(_is_missing, 1, 1)(found).astype(bool)
+    missing = np.asarray(np.frompyfunc(is_missing, 1, 1)(found), dtype=bool)
     try:
         return np.where(missing, np.nan, found).astype(np.float64)
     except TypeError as error:
@@ -55,6 +56,14 @@ def _of_objects(found: np.ndarray, what: str) -> np.ndarray:
         raise DataError(f"{what} holds something that is no number: {error}.") from None
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Tell whether an object stands for a missing value: None, NaN, or what pandas has for it.
+
+    Parameters
+    ----------
+    value
+        Anything but an array.
+    """
     # By its name, so that pandas is not imported.
-    return value is None or type(value).__name__ in ("NAType", "NaTType")
+    is_named = type(value).__name__ in ("NAType", "NaTType")
+    return value is None or is_named or (isinstance(value, Number) and bool(value != value))

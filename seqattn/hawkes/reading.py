@@ -143,7 +143,7 @@ class EventEstimator(BaseEstimator):
         values = {name: getattr(self, name) for name in self._fitted}
         tensors = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         metadata = {
-            "params": encode_parameters(self.get_params(deep=False)),
+            "params": encode_parameters(self.get_params(deep=False), "Pass it with the data (Sequences)"),
             "labels": [encode_label(label) for label in self.labels_],
             "unit": self.unit_,
             "window": encode_parameter(self.window_),

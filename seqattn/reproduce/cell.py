@@ -115,9 +115,9 @@ def _figures(
     module: Any, model: Any, parts: Mapping[str, Any], folder: RunFolder, order: Mapping[str, Any]
 ) -> dict[str, Any]:
     evaluation, watched = order["evaluation"], order.get("watched", {})
-    began, memory, counter = time.perf_counter(), PeakMemory(), _Counter()
+    began, memory, clock = time.perf_counter(), PeakMemory(), _Clock()
     watch = parts["test"] if watched else None
-    folder.fit(module, model, parts["train"], parts.get("dev"), [Progress(), counter], watch)
+    folder.fit(module, model, parts["train"], parts.get("dev"), [Progress(), clock], watch)
     fitted = time.perf_counter()
     metrics = module.evaluate(model, parts["test"], **evaluation)
     evaluated = time.perf_counter()
@@ -126,9 +126,8 @@ def _figures(
     history = history_of(model)
     records = history.records if history else []
     # Of a fit that was interrupted, the epochs before count too; what was only watched does not.
-    n_before = max(len(records) - counter.n_epochs, 0)
-    training = fitted - began + sum(record["seconds"] for record in records[:n_before])
-    training -= sum(record.get("watched_seconds", 0.0) for record in records[n_before:])
+    training = fitted - began + clock.before
+    training -= getattr(model, "fit_report_", {}).get("watched_seconds", 0.0) if watched else 0.0
     metrics |= {"fit_seconds": training, "predict_seconds": ended - evaluated, **_best(records, watched)}
     figures: dict[str, Any] = json_ready(
         {
@@ -145,20 +144,22 @@ def _figures(
     return figures
 
 
-class _Counter(Observer):
-    """Counts the epochs of this call."""
+class _Clock(Observer):
+    """Adds up the seconds of epochs before this call, of each network that the model trains."""
 
     def __init__(self) -> None:
-        self.n_epochs = 0
+        self.before = 0.0
+        self._n_epochs = 0
 
     def begin(self, settings: FitSettings) -> None:
-        pass
+        self._n_epochs = 0
 
     def epoch(self, record: dict[str, Any]) -> None:
-        self.n_epochs += 1
+        self._n_epochs += 1
 
     def end(self, history: History) -> None:
-        pass
+        n_before = len(history.records) - self._n_epochs
+        self.before += sum(record["seconds"] for record in history.records[:n_before])
 
 
 def _best(records: Sequence[Mapping[str, Any]], watched: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

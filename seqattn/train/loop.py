@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seqattn.attention.router import commitment_loss, router_usage, update_routers
 from seqattn.errors import ArtifactError, DataError, FitError
-from seqattn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from seqattn.train.checkpoint import Checkpoint, Part, read_checkpoint, write_checkpoint
 from seqattn.train.distributed import processes
 from seqattn.train.history import History
 from seqattn.train.settings import (
@@ -53,8 +53,10 @@ __all__ = [
 class Observer(Protocol):
     """What the fit loop calls while it trains.
 
-    An observer may have a further method ``begin_epoch(number)``, called before each epoch. What an observer
-    raises ends the fit and reaches the caller unchanged; the epoch it was shown is then not in the checkpoint.
+    An observer may have a further method ``begin_epoch(number)``, called before each epoch. One that keeps something
+    in the checkpoint has ``state()``, which returns tensors by name after each epoch, and ``restore(tensors)``, called
+    with them before ``begin`` where a fit goes on; names are shared by all observers. What an observer raises ends the
+    fit and reaches the caller unchanged; the epoch it was shown is then not in the checkpoint.
     """
 
     def begin(self, settings: FitSettings) -> None:
@@ -96,7 +98,7 @@ def fit_module(
     settings: FitSettings,
     *,
     observers: Sequence[Observer] = (),
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Part | None = None,
     identity: Mapping[str, Any] | None = None,
     optimiser: Callable[[list[Any], FitSettings], torch.optim.Optimizer] | None = None,
     rate: Callable[[float, float], float] = one_cycle,
@@ -124,8 +126,8 @@ def fit_module(
     observers
         Told of each epoch; any of them can stop the training.
     checkpoint
-        A file that keeps the state after each epoch. If it exists, training goes on from there and ends with the
-        same bits as without the interruption; if it is finished, the module gets its weights at once.
+        A file, or a part of one, that keeps the state after each epoch. If it exists, training goes on from there and
+        ends with the same bits as without the interruption; if it is finished, the module gets its weights at once.
     identity
         JSON values that tell what is trained (data, model). A checkpoint with another identity or other
         settings is refused.
@@ -162,19 +164,19 @@ def fit_module(
     Observers and the checkpoint belong to the first process. An error in one process is raised in all of them.
     """
     run = _Run(module, settings, optimiser, rate)
-    place = None if checkpoint is None else Path(checkpoint)
+    place = Path(checkpoint) if isinstance(checkpoint, str) else checkpoint
     marks = {**_settings_identity(run), **(identity or {})}
     was_training = module.training
     run.processes.require_same(marks)
     try:
         run.processes.copy_weights(module)
         if place is not None:
-            _resume(run, place, marks)
+            _resume(run, place, marks, observers)
         _tell(run, observers, "begin", settings)
         while not run.finished:
             _run_epoch(run, train_batches, valid_batches, observers)
             if place is not None:
-                _save(run, place, marks)
+                _save(run, place, marks, observers)
     except FitError:
         run.take_best()
         raise
@@ -231,8 +233,8 @@ class _Run:
         if self.best is not None:
             self.module.load_state_dict(self.best)
 
-    def state(self) -> Checkpoint:
-        """What a checkpoint keeps; a finished fit needs its weights only."""
+    def state(self, kept: dict[str, Tensor]) -> Checkpoint:
+        """What a checkpoint keeps; a finished fit needs no optimiser and no second weights."""
         is_best = self.history.best_epoch == len(self.history.records)
         return Checkpoint(
             weights=self.module.state_dict(),
@@ -240,6 +242,7 @@ class _Run:
             optimiser={} if self.finished else self.optimiser.state_dict()["state"],
             history=self.history,
             finished=self.finished,
+            kept=kept,
         )
 
     def restore(self, saved: Checkpoint) -> None:
@@ -267,20 +270,30 @@ def _settings_identity(run: _Run) -> dict[str, Any]:
     return {**asdict(run.settings), "betas": list(run.settings.betas), "device": run.device.type}
 
 
-def _resume(run: _Run, path: Path, identity: Mapping[str, Any]) -> None:
-    saved = run.processes.first(lambda: read_checkpoint(path, identity))
+def _resume(
+    run: _Run, place: Path | Part, identity: Mapping[str, Any], observers: Sequence[Observer]
+) -> None:
+    saved = run.processes.first(lambda: read_checkpoint(place, identity))
     if saved is None:
         return
     try:
         run.restore(saved)
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        path = place.path if isinstance(place, Part) else place
         raise ArtifactError(
             f"Checkpoint {str(path)!r} does not fit this module ({error}). Delete it, or choose another folder."
         ) from error
+    _tell(run, (each for each in observers if hasattr(each, "restore")), "restore", saved.kept)
 
 
-def _save(run: _Run, path: Path, identity: Mapping[str, Any]) -> None:
-    run.processes.first(lambda: write_checkpoint(path, run.state(), identity))
+def _save(run: _Run, place: Path | Part, identity: Mapping[str, Any], observers: Sequence[Observer]) -> None:
+    def write() -> None:
+        kept = [cast(Any, each).state() for each in observers if hasattr(each, "state")]
+        write_checkpoint(
+            place, run.state({name: value for one in kept for name, value in one.items()}), identity
+        )
+
+    run.processes.first(write)
 
 
 def _tell(run: _Run, observers: Iterable[Observer], name: str, *what: Any) -> None:

@@ -16,8 +16,17 @@ from seqattn.train.artifact import decode_label, encode_label
 __all__ = ["decode_parameter", "encode_parameter", "encode_parameters"]
 
 
-def encode_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
+def encode_parameters(
+    params: Mapping[str, Any], instead: str = "Give numbers, texts, or lists and mappings of them"
+) -> dict[str, Any]:
     """Return all constructor arguments as JSON; one that cannot be written is named.
+
+    Parameters
+    ----------
+    params
+        Arguments by name.
+    instead
+        What the user of the model can do about one that cannot be written.
 
     Raises
     ------
@@ -31,15 +40,17 @@ def encode_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
         except (ArtifactError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"The parameter {name} is a {type(value).__name__}, which a file of the model cannot hold. "
-                f"Pass it with the data (Sequences), or replace it: model.set_params({name}=...)."
+                f"{instead}, or replace it: model.set_params({name}=...)."
             ) from error
     return encoded
 
 
 def encode_parameter(value: Any) -> Any:
-    """Return a constructor argument as JSON: names, numbers, labels, mappings and lists of them."""
+    """Return a constructor argument as JSON: names, numbers, labels, mappings and lists; arrays as lists."""
     if isinstance(value, Mapping):
-        return {"mapping": {str(name): encode_parameter(item) for name, item in value.items()}}
+        return {"pairs": [[encode_label(name), encode_parameter(item)] for name, item in value.items()]}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
+        return encode_parameter(value.tolist())  # constructors are annotated with sequences
     if isinstance(value, list):
         return {"list": [encode_parameter(item) for item in value]}
     if isinstance(value, tuple):
@@ -54,7 +65,9 @@ def encode_parameter(value: Any) -> Any:
 
 def decode_parameter(value: Mapping[str, Any]) -> Any:
     """Return the constructor argument that :func:`encode_parameter` wrote."""
-    if "mapping" in value:
+    if "pairs" in value:
+        return {decode_label(name): decode_parameter(item) for name, item in value["pairs"]}
+    if "mapping" in value:  # files written while keys became text
         return {name: decode_parameter(item) for name, item in value["mapping"].items()}
     if "list" in value:
         return [decode_parameter(item) for item in value["list"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from planted import noise, ragged, scaled, with_pattern
 
 from seqattn.classify import dilated
@@ -220,6 +221,19 @@ def test_more_points_in_other_cases_change_no_bit():
     found = shapes.statistics(Series(values, np.append(series.lengths, 333), observed))
     for one, other in zip(found, shapes.statistics(series), strict=True):
         assert np.array_equal(one[:7], other, equal_nan=True)
+
+
+def test_two_threads_find_the_same_bits():
+    shapes, series = draw(SETS["ragged"], n_shapes=64, most_channels=3, together=8)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(shapes.statistics(series))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other, equal_nan=True)
 
 
 def test_the_seed_decides_and_nothing_else():

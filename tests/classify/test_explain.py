@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from planted import ragged, with_level, with_pattern
@@ -12,9 +13,10 @@ from scipy.stats import wilcoxon
 
 from seqattn.classify.cases import case_batch
 from seqattn.classify.estimator import VSFormerClassifier
+from seqattn.classify.reading import number_of_case, require_count
 from seqattn.data.catalog import load_dataset
 from seqattn.data.panels import Panel
-from seqattn.errors import DataError
+from seqattn.errors import DataError, ParameterError, SeqattnWarning
 
 QUICK = {
     "shape_tokens": 24,
@@ -265,3 +267,46 @@ def test_the_table_of_intervals_names_the_level():
     assert table["prior"].to_list() == sorted(table["prior"], reverse=True)
     gains = table.select("gain_mean", "gain_deviation", "gain_slope").to_numpy()
     assert np.array_equal(table["prior"].to_numpy(), gains.max(axis=1))
+
+
+def test_of_a_case_without_values_the_explanation_says_that_nothing_is_known():
+    model = VSFormerClassifier(**QUICK).fit(RAGGED)
+    cases = [RAGGED.series[0], np.full((RAGGED.n_channels, 20), np.nan), RAGGED.series[1]]
+    with pytest.warns(
+        SeqattnWarning, match=r"1 case\(s\) without any value, the first is case 1: nothing is"
+    ):
+        found = model.explain(cases)
+    with pytest.warns(SeqattnWarning, match="get the class shares"):
+        assert model.classes_[found.target].tolist() == model.predict(cases).tolist()
+    assert np.array_equal(found.logits[1], found.usual)
+    assert not found.map[1].any()
+    assert [found.top(4, case).height for case in range(3)] == [4, 0, 4]
+    assert found.top(4).equals(pl.concat([found.top(4, case) for case in (0, 2)]))
+    alone = model.explain([cases[0], cases[2]])
+    np.testing.assert_allclose(found.map[[0, 2]][..., : alone.map.shape[2]], alone.map, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("k", "case", "kind", "text"),
+    [
+        (2, 99, DataError, "There is no case 99: The explanation has 12, counted from 0"),
+        (2, -1, DataError, "There is no case -1"),
+        (0, None, ParameterError, "k=0 is not allowed. Give a whole number, at least 1"),
+        (-1, 0, ParameterError, "k=-1 is not allowed"),
+    ],
+)
+def test_the_largest_contributions_of_no_case_or_number_are_refused(k, case, kind, text, explained):
+    with pytest.raises(kind, match=text):
+        explained.top(k, case)
+
+
+def test_parts_of_cases_and_of_rows_are_refused():
+    with pytest.raises(DataError, match="There is no case 1.5: X has 3, counted from 0"):
+        number_of_case(1.5, 3, "X")
+    with pytest.raises(ParameterError, match="k=2.5 is not allowed"):
+        require_count(2.5)
+
+
+@pytest.fixture(scope="module")
+def explained():
+    return VSFormerClassifier(**{**QUICK, "network_weight": 0}).fit(RAGGED).explain(RAGGED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from planted import with_level, with_order, with_pattern
 
 from seqattn import load
+from seqattn.classify import fitting
 from seqattn.classify.cases import case_batch
 from seqattn.classify.estimator import VSFormerClassifier
+from seqattn.classify.readout import Readout
+from seqattn.classify.tokens import Tokeniser
 from seqattn.data.catalog import load_dataset
 from seqattn.data.panels import Panel
-from seqattn.errors import ParameterError, SeqattnWarning
+from seqattn.errors import ArtifactError, ParameterError, SeqattnWarning
 from seqattn.train.callbacks import Progress
 
 SEEDED = {"random_state": 0, "device": "cpu"}
@@ -196,6 +200,51 @@ def test_held_out_cases_bring_the_best_epoch_back():
     assert len(early.history_.records) < 15
 
 
+def watch_training(monkeypatch) -> list[tuple[int, bool]]:
+    """Note the epochs of each training that follows, and whether cases were held out."""
+    seen, real = [], fitting.fit_module
+
+    def spy(module, batches, valid, settings, **rest):
+        seen.append((settings.epochs, valid is not None))
+        return real(module, batches, valid, settings, **rest)
+
+    monkeypatch.setattr(fitting, "fit_module", spy)
+    return seen
+
+
+def test_one_network_without_a_readout_chooses_the_number_of_epochs(monkeypatch):
+    seen, readouts, real = watch_training(monkeypatch), [], Readout.fit.__func__
+
+    def spy(*arguments):
+        readouts.append(len(arguments[2]))
+        return real(*arguments)
+
+    monkeypatch.setattr(Readout, "fit", classmethod(spy))
+    model = VSFormerClassifier(**QUICK, n_members=3, validation=0.25).fit(blobs(0, [20, 20]))
+    best = model.fit_report_["validation"]["best_epoch"]
+    assert seen == [(4, True), *[(best, False)] * 3]
+    assert readouts == [40]
+
+
+def test_the_readout_alone_needs_no_choice_of_epochs(monkeypatch):
+    seen = watch_training(monkeypatch)
+    model = VSFormerClassifier(**QUICK, network_weight=0, validation=0.25).fit(blobs(0, [20, 20]))
+    assert seen == []
+    assert "validation" not in model.fit_report_
+
+
+def test_what_is_calibrated_has_the_epochs_of_what_is_used(monkeypatch):
+    seen, train = watch_training(monkeypatch), blobs(0, [20, 20], apart=0.3)
+    settings = {**QUICK, "n_members": 1, "epochs": 15, "learning_rate": 0.05, "dropout": 0.0}
+    model = VSFormerClassifier(**settings, validation=0.25, calibration=0.25).fit(train)
+    best = model.fit_report_["validation"]["best_epoch"]
+    assert best < 15
+    assert seen == [(15, True), (best, False), (best, False)]
+    seen.clear()
+    VSFormerClassifier(**settings, calibration=0.25).fit(train, validation=blobs(1, [9, 9]))
+    assert seen == [(15, True), (15, True)]
+
+
 @pytest.mark.slow
 def test_calibration_makes_probabilities_of_a_certain_network_truer():
     train, test = blobs(0, [50, 50], apart=0.25), blobs(1, [200, 200], apart=0.25)
@@ -234,41 +283,58 @@ def test_logits_of_members_are_averaged(shapes):
     assert not np.allclose(parts[0], parts[1])
 
 
+def test_the_history_is_that_of_the_first_member():
+    train = blobs(0, [12, 12])
+    found = VSFormerClassifier(**QUICK, n_members=2).fit(train).history_
+    told: list[float] = []
+
+    class Listen(Progress):
+        def begin(self, settings):
+            pass
+
+        def epoch(self, record):
+            told.append(record["train_loss"])
+
+        def end(self, history):
+            pass
+
+    VSFormerClassifier(**QUICK, n_members=2).fit(train, observers=[Listen()])
+    assert len(told) == 8
+    assert [record["train_loss"] for record in found.records] == told[:4] != told[4:]
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float64", 1e-4), ("bf16", 0.1)])
+def test_every_precision_can_be_trained_saved_and_explained(precision, most, tmp_path):
+    train, test = with_level(0), with_level(1)
+    settings = {**QUICK, "n_members": 1, "readout_shapes": 0, "dropout": 0.0, "epochs": 2}
+    plain = VSFormerClassifier(**settings).fit(train, validation=test)
+    model = VSFormerClassifier(**settings, precision=precision).fit(train, validation=test)
+    found = model.predict_proba(test)
+    assert 0 < np.abs(found - plain.predict_proba(test)).max() < most
+    assert {part.dtype for part in model.modules_[0].parameters()} == {
+        torch.float64 if precision == "float64" else torch.float32
+    }
+    loaded = load(model.save(tmp_path / "model.safetensors"))
+    assert np.array_equal(loaded.predict_proba(test), found)
+    explanation = model.explain(test)
+    np.testing.assert_allclose(explanation.map.sum(axis=(1, 2)), explanation.difference, atol=1e-5)
+
+
 @pytest.mark.parametrize("members", [1, 2])
 def test_a_fit_that_was_interrupted_goes_on_to_the_same_bits(members, tmp_path):
     train, test = with_level(0), with_level(1)
     settings = {**QUICK, "epochs": 5, "dropout": 0.3, "n_members": members}
     straight = VSFormerClassifier(**settings).fit(train)
 
-    class Stop(Exception):
-        pass
-
-    class Interrupt(Progress):
-        def __init__(self):
-            self.left = 3 if members == 1 else 8
-
-        def begin(self, settings):
-            pass
-
-        def epoch(self, record):
-            self.left -= 1
-            if not self.left:
-                raise Stop
-
-        def end(self, history):
-            pass
-
     path = tmp_path / "fit.safetensors"
     with pytest.raises(Stop):
-        VSFormerClassifier(**settings).fit(train, checkpoint=path, observers=[Interrupt()])
-    told = []
-
-    class Count(Interrupt):
-        def epoch(self, record):
-            told.append(record["epoch"])
-
-    resumed = VSFormerClassifier(**settings).fit(train, checkpoint=path, observers=[Count()])
-    assert len(told) < 5 * members
+        VSFormerClassifier(**settings).fit(
+            train, checkpoint=path, observers=[Interrupt(3 if members == 1 else 8)]
+        )
+    told = Interrupt()
+    resumed = VSFormerClassifier(**settings).fit(train, checkpoint=path, observers=[told])
+    # The epoch in which it was interrupted is trained again.
+    assert [record["epoch"] for record in told.records] == [3, 4, 5]
     assert same_weights(resumed, straight)
     assert np.array_equal(resumed.predict_proba(test), straight.predict_proba(test))
 
@@ -281,3 +347,90 @@ def test_other_patterns_of_attention_learn_too(attention, tmp_path):
     assert model.score(test) >= 0.9
     again = load(model.save(tmp_path / "model.safetensors"))
     assert np.array_equal(again.predict_proba(test), model.predict_proba(test))
+
+
+class Stop(Exception):
+    pass
+
+
+class Interrupt(Progress):
+    """Raises when it is told of an epoch, counted over all members; notes the records before."""
+
+    def __init__(self, at: int | None = None):
+        self.at, self.records = at, []
+
+    def begin(self, settings):
+        pass
+
+    def epoch(self, record):
+        if len(self.records) + 1 == self.at:
+            raise Stop
+        self.records.append(record)
+
+    def end(self, history):
+        pass
+
+
+def test_checkpoints_of_several_fits_lie_side_by_side(tmp_path):
+    train = blobs(0, [6, 6])
+    settings = {**QUICK, "epochs": 1, "n_members": 2}
+    for seed, name in enumerate(["fold.0", "fold.1", "fold"]):
+        VSFormerClassifier(**settings | {"random_state": seed}).fit(train, checkpoint=tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold", "fold.0", "fold.1"]
+
+
+def test_a_checkpoint_is_for_the_same_held_out_and_watched_cases_only(tmp_path):
+    train, test = blobs(0, [6, 6]), blobs(1, [6, 6])
+    model = VSFormerClassifier(**{**QUICK, "epochs": 1, "n_members": 1})
+    for name in ("validation", "watch"):
+        path = tmp_path / name
+        model.fit(train, checkpoint=path, **{name: test})
+        for other in (test.select(range(5)), None):
+            with pytest.raises(ArtifactError, match="held_out is" if name == "validation" else "watched is"):
+                model.fit(train, checkpoint=path, **{name: other})
+
+
+@pytest.mark.parametrize("at", [2, 5, 7])
+def test_watched_epochs_outlive_an_interruption(at, tmp_path):
+    train, test = blobs(0, [8, 8], apart=0.5), blobs(1, [20, 20], apart=0.5)
+    settings = {**QUICK, "epochs": 4, "n_members": 2, "learning_rate": 0.05, "readout_shapes": 0}
+
+    def accuracies(model):
+        return [record["watched_accuracy"] for record in model.history_.records]
+
+    straight = VSFormerClassifier(**settings).fit(train, watch=test)
+    path = tmp_path / "fit"
+    with pytest.raises(Stop):
+        VSFormerClassifier(**settings).fit(train, checkpoint=path, watch=test, observers=[Interrupt(at)])
+    resumed = VSFormerClassifier(**settings).fit(train, checkpoint=path, watch=test)
+    assert accuracies(resumed) == accuracies(straight)
+    assert accuracies(straight)[-1] == straight.score(test)
+    assert len(set(accuracies(straight))) > 1
+
+
+def test_watched_cases_become_tokens_once_and_the_time_of_it_is_told(monkeypatch):
+    train, test = blobs(0, [6, 6]), blobs(1, [40, 40])
+    tokenise, spent = Tokeniser.__call__, []
+
+    def timed(tokeniser, panel, *more):
+        began = time.perf_counter()
+        found = tokenise(tokeniser, panel, *more)
+        if len(panel) == len(test):
+            spent.append(time.perf_counter() - began)
+        return found
+
+    monkeypatch.setattr(Tokeniser, "__call__", timed)
+    model = VSFormerClassifier(**{**QUICK, "epochs": 1, "n_members": 2}).fit(train, watch=test)
+    assert len(spent) == 1
+    assert spent[0] < model.fit_report_["watched_seconds"] < model.fit_report_["seconds"]
+
+
+def test_class_weights_and_arrays_among_the_parameters_are_saved(tmp_path):
+    model = VSFormerClassifier(**{**QUICK, "epochs": 1, "n_members": 1}, class_weight={0: 2.0, 1: 1.0})
+    # Not by the constructor, whose annotation the tests enforce and users do not.
+    model.set_params(granularities=np.array([1, 2])).fit(blobs(0, [6, 6]))
+    again = load(model.save(tmp_path / "model"))
+    assert again.class_weight == {0: 2.0, 1: 1.0}
+    assert again.granularities == [1, 2]
+    again.fit(blobs(0, [6, 6]))
+    assert same_weights(again, model)

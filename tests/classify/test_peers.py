@@ -74,7 +74,9 @@ def test_wrong_use_is_refused(model: PanelClassifier):
     with pytest.raises(DataError, match="There are no labels to learn from"):
         clone(model).fit(Panel(waves(0).series))
     fitted = clone(model).fit(waves(0))
-    with pytest.raises(DataError, match="The cases have 1 channels, but the classifier was fitted with 2"):
+    with pytest.raises(
+        DataError, match=r"The cases have 1 channel\(s\), but the classifier was fitted with 2"
+    ):
         fitted.predict(np.zeros((3, 1, 20)))
     with pytest.raises(DataError, match="There are no labels to compare with"):
         fitted.score(waves(1).series)

@@ -14,7 +14,7 @@ from seqattn import VSFormerClassifier
 from seqattn.classify import pictures, task
 from seqattn.classify.order import content_order
 from seqattn.data.panels import Panel
-from seqattn.errors import DataError, MissingDependencyError
+from seqattn.errors import DataError, MissingDependencyError, ParameterError
 
 SMALL = {"epochs": 1, "d_model": 8, "shape_tokens": 16, "value_tokens": 8, "random_state": 0}
 
@@ -187,7 +187,23 @@ def test_what_cannot_be_drawn_is_refused(decided, tmp_path):
     values = VSFormerClassifier(tokens="value", readout_shapes=0, **SMALL).fit(X, y)
     with pytest.raises(DataError, match="No shape token was taken from the class 'slow'"):
         values.plot_shapes("slow", tmp_path / "x.png")
+    for k in (0, -1):
+        with pytest.raises(ParameterError, match=f"k={k} is not allowed. Give a whole number, at least 1"):
+            decided.plot_shapes("slow", tmp_path / "x.png", k=k)
+    with pytest.raises(DataError, match="Case 0 has no value at all, so nothing spoke for a class"):
+        decided.plot_explanation(X * np.nan, 0, tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"none.x\.png' cannot be written: No such file or directory"):
+        decided.plot_shapes("slow", tmp_path / "none" / "x.png")
+    with pytest.raises(DataError, match=r"x\.txt' ends like no picture. Endings: .*png"):
+        decided.plot_explanation(X, 0, tmp_path / "x.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ending_of_the_path_names_the_form(decided, tmp_path):
+    beginnings = {"png": b"\x89PNG", "PDF": b"%PDF", "jpg": b"\xff\xd8"}
+    for ending, beginning in beginnings.items():
+        path = decided.plot_shapes("slow", tmp_path / f"x.{ending}", k=1)
+        assert path.read_bytes().startswith(beginning)
 
 
 def test_without_matplotlib_the_package_to_install_is_named(decided, tmp_path, monkeypatch):
@@ -201,6 +217,7 @@ def test_the_task_draws_the_confusion_and_one_explanation(decided, tmp_path):
     found = task.plots(decided, Panel(list(X), y), tmp_path)
     assert [path.name for path in found] == ["confusion.png", "explanation.png"]
     assert [path.name for path in task.plots(decided, Panel(list(X)), tmp_path)] == ["explanation.png"]
+    assert task.plots(decided, Panel([X[0] * np.nan]), tmp_path) == []
     with pytest.warns(UserWarning, match="every prediction will be that class"):
         lonely = VSFormerClassifier(**SMALL).fit(X[:5], y[:5])
     assert [path.name for path in task.plots(lonely, Panel(list(X), y), tmp_path)] == ["confusion.png"]

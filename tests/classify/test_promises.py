@@ -325,10 +325,10 @@ def test_labels_in_a_column_are_taken_with_a_warning(fitted, kind):
 
 def test_a_case_without_values_does_not_disturb_the_others(fitted, kind):
     nothing = np.full((2, 9), np.nan)
-    with pytest.warns(SeqattnWarning, match="1 cases have no value at all, the first is case 0"):
+    with pytest.warns(SeqattnWarning, match=r"1 case\(s\) without any value, the first is case 0"):
         found = fitted.predict_proba([nothing, *TEST])
     assert_close(found[1:], fitted.predict_proba(TEST))
     assert_close(found[0], np.full(3, 1 / 3))
-    with pytest.warns(SeqattnWarning, match="1 training cases have no value at all, the first is case 24"):
+    with pytest.warns(SeqattnWarning, match=r"1 training case\(s\) without any value, the first is case 24"):
         model = make(kind).fit([*TRAIN, nothing], [*LABELS, "up"])
     assert_close(model.predict_proba(TEST), fitted.predict_proba(TEST))

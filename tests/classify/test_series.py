@@ -135,3 +135,33 @@ def test_a_scaling_comes_back_from_its_arrays():
     again = Scaling.from_arrays(own.to_arrays())
     assert equal(own.apply(panel), again.apply(panel))
     assert (again.factor, again.length) == (own.factor, own.length)
+
+
+@pytest.mark.parametrize("unit", [1.0, 2.0**1000, 2.0**-1000])
+def test_units_near_the_end_of_the_numbers_change_no_bit_of_scaled_values(unit):
+    panel = ragged(0, [9, 14, 30, 11], gaps=0.3)
+    large = Panel([case * unit for case in panel.series])
+    found, plain = Scaling.of(large, 1024), Scaling.of(panel, 1024)
+    assert np.array_equal(found.mean, plain.mean * unit)
+    assert np.array_equal(found.spread, plain.spread * unit)
+    assert equal(found.apply(large), plain.apply(panel))
+
+
+def test_the_largest_numbers_have_a_mean_and_a_deviation():
+    most = np.finfo(float).max
+    found = Scaling.of(Panel([np.array([[most, -most, most, -most]])]), 10)
+    assert (found.mean[0], found.spread[0]) == (0.0, most)
+
+
+def test_values_beyond_a_million_deviations_count_as_that_far():
+    scaling = Scaling.of(Panel([np.array([[-1.0, 1.0]])]), 10)
+    new = np.array([[-np.finfo(float).max, -2e6, -9e5, NAN, 9e5, 1e300]])
+    assert scaling.apply(Panel([new])).values[0, 0].tolist() == [-1e6, -1e6, -9e5, 0.0, 9e5, 1e6]
+
+
+def test_training_values_are_never_cut():
+    # The most that one point among n can lie from the mean is the root of n - 1 deviations.
+    values = np.zeros((1, 1, 100_000))
+    values[0, 0, 7] = 1e300
+    found = Scaling.of(Panel(values), 100_000).apply(Panel(values)).values
+    assert found.max() == pytest.approx(np.sqrt(99_999), rel=1e-9)

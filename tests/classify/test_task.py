@@ -269,3 +269,14 @@ def test_data_sets_of_both_families_are_listed_and_shown(monkeypatch):
     text = run("datasets", "show", "JapaneseVowels").stdout
     for word in ("channels: 12", "length: 7, 29", "cases: 270", "seqattn datasets get JapaneseVowels"):
         assert word in text
+
+
+def test_a_run_of_several_networks_is_replaced_and_leaves_nothing_behind(folder, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    few = {"n_members": 2, "readout_shapes": 64, "shape_tokens": 8, "d_model": 8}
+    settings = [text for name, value in few.items() for text in ("--set", f"{name}={value}")]
+    command = ["fit", "classify", "--data", folder, *settings, "--output", tmp_path / "run"]
+    for epochs in (1, 2):
+        run(*command, "--set", f"epochs={epochs}", "--overwrite")
+        assert not list((tmp_path / "run").glob("checkpoint*"))
+    assert len(seqattn.load(tmp_path / "run").history_.records) == 2

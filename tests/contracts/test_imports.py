@@ -35,7 +35,7 @@ HOMES = {
     "sqlalchemy": {"tune/storage.py"},
     "click": {
         f"cli/{name}.py"
-        for name in ("__init__", "attention", "console", "datasets", "reproduction", "tuning")
+        for name in ("__init__", "attention", "console", "datasets", "reproduction", "study", "tuning")
     },
     "pandas": {"data/table.py"},
     "joblib": {"classify/motifs.py", "reproduce/pool.py"},

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from seqattn.data.panels import Panel, row_length
+from seqattn.data.panels import Panel, channel_names, row_length
 from seqattn.errors import DataError, SeqattnWarning
 
 LABELS = ["up", "down", "up", "flat"]
@@ -107,6 +107,52 @@ def test_numbers_of_every_type_are_taken(kind):
     X = np.arange(24).reshape(2, 3, 4) % 2
     given = torch.tensor(X).to(kind) if isinstance(kind, torch.dtype) else X.astype(kind)
     assert_same(Panel.of(given), Panel(list(X.astype(float))))
+
+
+def test_cells_of_polars_may_be_arrays():
+    cases = list(values())
+    frame = pl.DataFrame(
+        {f"c{i}": pl.Series([case[i] for case in cases], dtype=pl.Array(pl.Float64, 7)) for i in range(3)}
+    )
+    assert row_length(frame) is row_length(frame.lazy()) is None
+    assert_same(Panel.of(frame), Panel(cases))
+
+
+@pytest.mark.parametrize("hole", [None, np.nan, pd.NA])
+@pytest.mark.parametrize("case", [0, 2])
+def test_an_empty_cell_is_a_channel_that_is_missing_in_its_case(case, hole):
+    frame, wanted = nested(ragged()).astype(object), ragged()
+    frame.at[case, "c1"] = hole
+    wanted[case][1] = np.nan
+    assert row_length(frame) is None
+    assert_same(Panel.of(frame), Panel(wanted))
+    for name in frame:
+        frame.at[case, name] = hole
+    wanted[case] = np.full(
+        (3, max(one.shape[1] for place, one in enumerate(wanted) if place != case)), np.nan
+    )
+    assert_same(Panel.of(frame), Panel(wanted))
+
+
+NAMED = {"nested_univ", "pd-multiindex", "interleaved rows", "pd-long", "columns case and time"}
+NAMED |= {"polars rows", "lazy rows", "polars cells"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_channels_have_the_names_that_a_frame_gives_them(form):
+    names = channel_names(FORMS[form](list(values())))
+    assert names == (("c0", "c1", "c2") if form in NAMED else names)
+    assert (names is None) == (form not in {*NAMED, "df-list", "polars frames"})
+
+
+def test_a_table_has_no_channel_names_and_frames_of_a_list_must_agree():
+    assert channel_names(pd.DataFrame(np.zeros((4, 7)))) is None
+    frames = [pd.DataFrame(case.T, columns=list("xyz")) for case in values()]
+    assert channel_names(frames) == ("x", "y", "z")
+    with pytest.raises(
+        DataError, match="Case 1 has the channels z, y, x, and case 0 x, y, z. Give every case"
+    ):
+        channel_names([frames[0], frames[1][["z", "y", "x"]]])
 
 
 def test_one_channel_may_come_as_rows_of_anything():
@@ -298,6 +344,8 @@ def test_what_is_no_series_is_refused(what):
         (np.zeros((4, 1)), r"y has the shape \(4, 1\)"),
         (["a", None, "b", "c"], "y is missing .* for case 1"),
         ([0.0, 1.0, 1.0, np.nan], "y is missing .* for case 3"),
+        (pd.Series(["a", "b", pd.NA, "b"], dtype="string"), "y is missing .* for case 2"),
+        (pd.Series([1, 2, 1, None], dtype="Int64"), "y is missing .* for case 3"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, text):
@@ -308,6 +356,9 @@ def test_labels_that_do_not_fit_are_refused(labels, text):
 def test_axes_that_look_swapped_are_warned_of():
     with pytest.warns(SeqattnWarning, match=r"65 channels and 64 time points.*transpose\(0, 2, 1\)"):
         Panel.of(np.zeros((2, 65, 64)))
+    with pytest.warns(SeqattnWarning, match=r"65 channels and 64 time points.*\[case\.T for case in X\]"):
+        Panel.of([np.zeros((65, 64)), np.zeros((65, 3))])
+    Panel.of([pd.DataFrame(np.zeros((64, 65)))])
     Panel.of(np.zeros((2, 65, 65)))
     Panel.of(np.zeros((2, 64, 3)))
 
@@ -374,7 +425,27 @@ def test_a_file_inside_an_archive_is_read_in_place(tmp_path):
 
 
 EQUAL = HEADER.replace("@equalLength false", "@equalLength true\n@seriesLength 2")
+WHOLE = HEADER.replace("@missing true", "@missing false")
+SINGLE = HEADER.replace("@univariate false", "@univariate true")
 DAMAGES = {
+    "a number with a line below": (HEADER, "1_000,2:3,4:up\n", "Line 10 of .* holds '1_000', which is no"),
+    "a word behind a gap": (HEADER, "?,2:NaN,4e:up\n", "Line 10 of .* holds '4e'"),
+    "lengths that the header calls equal": (
+        HEADER.replace("@equalLength false", "@equalLength true"),
+        "1,2,3:4,5,6:up\n1,2:3,4:up\n",
+        "Line 11 of .* of 2 values, and 3 each",
+    ),
+    "channels that the header excludes": (
+        SINGLE.replace("@dimensions 2\n", ""),
+        "1,2:3,4:up\n",
+        r"Line 9 of .* has 2 channel\(s\), and 1",
+    ),
+    "a header against itself": (SINGLE, "1,2:up\n", "says '@univariate true' and '@dimensions 2'"),
+    "gaps that the header excludes": (
+        WHOLE,
+        "1,2:3,4:up\n1,?:3,4:up\n",
+        "Line 11 of .* a missing value, and the header says '@missing false'",
+    ),
     "a word": (HEADER, "1,2:3,4:up\n1,x2:3,4:up\n", "Line 11 of .* holds 'x2', which is no number"),
     "an empty value": (HEADER, "1,,2:3,4,5:up\n", "Line 10 of .* holds '', which is no number"),
     "two numbers in one": (HEADER, "1 2,3:4,5:up\n", "Line 10 of .* holds '1 2'"),

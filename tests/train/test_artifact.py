@@ -337,3 +337,39 @@ def test_patterns_within_patterns_come_back():
 
     pattern = Local(left=5) | Prefix(1)
     assert decode_parameter(json.loads(json.dumps(encode_parameter(pattern)))) == pattern
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{0: 2.0, 1: 1.0}, {"a": [1, (2, None)]}, {True: {"b": 1}, ("x", 1): "y"}, {}, {"mapping": {"pairs": 1}}],
+)
+def test_mappings_come_back_with_keys_of_their_types(value):
+    from seqattn.train.parameters import decode_parameter, encode_parameter
+
+    found = decode_parameter(json.loads(json.dumps(encode_parameter(value))))
+    assert repr(found) == repr(value)
+
+
+def test_mappings_of_older_files_are_still_read():
+    from seqattn.train.parameters import decode_parameter
+
+    old = {"mapping": {"a": {"label": 1}, "b": {"list": [{"label": 2}]}}}
+    assert decode_parameter(old) == {"a": 1, "b": [2]}
+
+
+@pytest.mark.parametrize("value", [[1, 2], [0.5, np.inf], [[True, False]], ["a", "bc"]])
+def test_arrays_come_back_as_lists(value):
+    from seqattn.train.parameters import decode_parameter, encode_parameter
+
+    text = json.dumps(encode_parameter(np.array(value)), allow_nan=False)
+    assert repr(decode_parameter(json.loads(text))) == repr(value)
+
+
+def test_a_parameter_that_no_file_can_hold_is_named_with_what_to_do():
+    from seqattn.train.parameters import encode_parameters
+
+    with pytest.raises(
+        ArtifactError, match=r"parameter reach is a object.* Wait, or replace it: .*\(reach="
+    ) as one:
+        encode_parameters({"reach": object()}, "Wait")
+    assert "Sequences" not in str(one.value)

@@ -14,6 +14,7 @@ from train.small import Regression, cut, equal, rows, shuffled, weights
 
 from seqattn.errors import ArtifactError
 from seqattn.train.artifact import load_artifact, save_artifact
+from seqattn.train.checkpoint import Part
 from seqattn.train.loop import FitSettings, fit_module
 
 TRAIN, VALID = rows(40, seed=1), rows(20, seed=2)
@@ -173,6 +174,65 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(path):
     assert "Delete it or choose another folder" in text
     assert "model" not in text.replace(str(path), "")
     assert path.read_bytes() == before
+
+
+def test_of_settings_within_settings_only_those_that_differ_are_named(path):
+    fit(path, SETTINGS, identity={"params": {"width": 3, "depth": 1, "head": {"kind": "mean"}}})
+    with pytest.raises(ArtifactError) as caught:
+        fit(path, SETTINGS, identity={"params": {"width": 4, "depth": 1, "head": {"kind": "max"}}})
+    told = "params.head.kind is 'mean' there and 'max' here, params.width is 3 there and 4 here."
+    assert f"belongs to another run: {told}" in str(caught.value)
+
+
+def test_one_file_holds_several_fits(path):
+    expected = [fit(None, FitSettings(8, rate))[0] for rate in (0.05, 0.02)]
+    parts = [Part(path, name) for name in ("0", "1")]
+    fit(parts[0], FitSettings(8, 0.05))
+    with pytest.raises(KeyboardInterrupt):
+        fit(parts[1], FitSettings(8, 0.02), Interrupt(5))
+    assert list(path.parent.iterdir()) == [path]
+    counts = [Count(), Count()]
+    for part, rate, count, module in zip(parts, (0.05, 0.02), counts, expected, strict=True):
+        resumed, _ = fit(part, FitSettings(8, rate), count)
+        assert equal(weights(resumed), weights(module))
+    assert [count.calls for count in counts] == [["begin", "end"], ["begin", 5, 6, 7, 8, "end"]]
+    with pytest.raises(ArtifactError, match=r"learning_rate is 0\.05 there and 0\.02 here"):
+        fit(parts[0], FitSettings(8, 0.02))
+
+
+def test_a_file_of_one_fit_and_a_file_of_parts_are_not_mistaken_for_each_other(path):
+    fit(path, SETTINGS)
+    with pytest.raises(ArtifactError, match="belongs to a model of another kind"):
+        fit(Part(path, "0"), SETTINGS)
+    path.unlink()
+    fit(Part(path, "0"), SETTINGS)
+    with pytest.raises(ArtifactError, match="belongs to a model of another kind"):
+        fit(path, SETTINGS)
+
+
+def test_what_an_observer_keeps_comes_back_where_the_fit_goes_on(path):
+    class Keep(Count):
+        def __init__(self):
+            super().__init__()
+            self.losses = torch.zeros(0, dtype=torch.float64)
+
+        def epoch(self, record):
+            self.losses = torch.cat([self.losses, torch.tensor([record["train_loss"]], dtype=torch.float64)])
+
+        def state(self):
+            return {"losses": self.losses}
+
+        def restore(self, tensors):
+            self.losses = tensors["losses"]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(path, SETTINGS, Keep(), Interrupt(5))
+    keep = Keep()
+    _, history = fit(path, SETTINGS, keep)
+    assert keep.losses.tolist() == [record["train_loss"] for record in history.records]
+    again = Keep()
+    fit(path, SETTINGS, again)
+    assert torch.equal(again.losses, keep.losses)
 
 
 def test_an_identity_may_hold_tuples_numpy_numbers_and_nan(path):

@@ -174,3 +174,18 @@ def test_the_space_that_comes_with_the_package_is_that_of_the_estimator(monkeypa
     assert {name: usual[name] for name, rule in space.rules.items() if not is_inside(usual[name], rule)} == {}
     paper = Run.of_options("paper", "classify", (), ()).settings
     assert {**usual, **paper} == {**usual, **space.starts["paper"]}
+
+
+def test_folds_of_a_classifier_of_several_networks_leave_nothing_to_each_other(plan, monkeypatch):
+    monkeypatch.undo()
+    halves = np.arange(30) < 15
+    folds = [
+        (np.flatnonzero(halves), np.flatnonzero(~halves)),
+        (np.flatnonzero(~halves), np.flatnonzero(halves)),
+    ]
+    monkeypatch.setattr(task, "folds", lambda X, seed: iter(folds))
+    settings = {"n_members": 2, "epochs": 1, "readout_shapes": 64, "shape_tokens": 8}
+    space = Space(rules={"d_model": {"type": "choice", "choices": [8, 16]}}, starts={"small": {"d_model": 8}})
+    outcome = tune(Plan(**{**vars(plan), "space": space, "trials": 1, "settings": settings}))
+    assert [trial["state"] for trial in outcome.trials] == ["complete"]
+    assert not list((outcome.output / "trials").iterdir())
