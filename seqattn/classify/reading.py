@@ -48,9 +48,10 @@ def labels_as_axis(y: Any) -> np.ndarray:
         given = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
     except ValueError:
         raise DataError("y holds lists of unequal length. Give one label per case.") from None
-    if not given.ndim or given.dtype.kind == "c":
-        what = "complex numbers" if given.ndim else f"one {type(y).__name__}"
-        raise DataError(f"The labels y are {what}. Give a list or an array with one label per case.")
+    if given.dtype.kind == "c":
+        raise DataError("Complex data not supported: y holds complex numbers. Give one label per case.")
+    if not given.ndim:
+        raise DataError(f"y is one {type(y).__name__}. Give a list or an array with one label per case.")
     if given.ndim > 1 and given.shape[1:] != (1,):
         raise DataError(f"y has the shape {given.shape}: y should be a 1d array, one label per case.")
     return np.asarray(column_or_1d(given, warn=True))

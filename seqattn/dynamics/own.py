@@ -166,7 +166,7 @@ def classes_from_sequences(
     --------
     >>> data = classes_from_sequences([list("abcabdabcabd") * 5], context=3, min_context=2, min_count=5)
     >>> len(data.classes), data.coverage > 0.9
-    (4, True)
+    (5, True)
     """
     if label_space not in ("seen", "all"):
         raise ParameterError(f"label_space={label_space!r} is not known. Allowed: 'seen', 'all'.")

@@ -345,9 +345,9 @@ LABELS_REFUSED = {
     "mixed objects": (np.array(["a", 1] * 9, dtype=object), "The labels y are of several types: int, str"),
     "too few": (LABELS[:5], r"y has the shape \(5,\), and there are 18 cases"),
     "none": (None, "requires y to be passed, but the target y is None"),
-    "complex": (np.arange(18) % 2 + 1j, "The labels y are complex numbers"),
-    "a set": ({"a", "b"}, "The labels y are one set"),
-    "one label": ("a", "The labels y are one str"),
+    "complex": (np.arange(18) % 2 + 1j, "y holds complex numbers"),
+    "a set": ({"a", "b"}, "y is one set"),
+    "one label": ("a", "y is one str"),
     "lists of unequal length": ([[0], [1, 2]], "y holds lists of unequal length"),
     "missing text of pandas": (
         pd.Series(["a", pd.NA] * 9, dtype="string"),
