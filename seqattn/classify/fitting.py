@@ -45,6 +45,8 @@ __all__ = ["Fitting"]
 _STEPS, _EPOCHS = 400, 10
 # Factors of the readout and of the networks where no case was left out, and to which few cases hold them.
 _USUAL_BLEND = (1.0, 0.3)
+# Networks of a smaller factor are left out: they would cost most of a prediction and change next to nothing.
+_LEAST_BLEND = 0.02
 # How the figures of ``validation_`` came about: of everything, or of the readout where no network did without a case.
 _LEFT_OUT = "training cases, each judged by parts that were fitted without it; what weighs the parts was chosen on them"
 _READOUT_LEFT_OUT = (
@@ -366,7 +368,8 @@ class Fitting(Explaining):
         if not len(rows):
             return np.array(_USUAL_BLEND)
         both = np.stack([self.readout_.left_out[rows], left_out[rows]])
-        return stacked(both, codes[rows], weights[rows], np.array(_USUAL_BLEND))
+        blend = stacked(both, codes[rows], weights[rows], np.array(_USUAL_BLEND))
+        return np.where([True, blend[1] >= _LEAST_BLEND], blend, 0.0)
 
     def _train(
         self,

@@ -24,7 +24,7 @@ from seqattn.train.artifact import Artifact, decode_label, encode_label, save_ar
 from seqattn.train.history import History
 from seqattn.train.parameters import decode_parameter, encode_parameters
 from seqattn.train.settings import resolve_device, resolve_precision
-from seqattn.train.threads import one_thread
+from seqattn.train.threads import one_thread, share_out
 
 __all__ = ["LEAST_COLUMNS", "LEAST_POINTS", "PREDICTED_AT_ONCE", "Predicting"]
 
@@ -198,20 +198,26 @@ class Predicting(Parameters):
         families = [] if self.readout_ is None else np.flatnonzero(self.readout_.share).tolist()
         return self._tokeniser()(panel, families, has_shapes=bool(self.modules_ and self.blend_[1]))
 
-    @one_thread()
     def _logits(self, tokens: Tokens) -> np.ndarray:
         """Return the logits of cases before the temperature."""
         found = np.zeros((len(tokens), len(self.classes_)))
         if self.readout_ is not None:
-            found += self.blend_[0] * self.readout_.outputs(tokens.families)
-        for member in range(len(self.modules_) if self.blend_[1] else 0):
-            found += self._member_weight() * self._member_logits(tokens, member)
+            with one_thread():
+                found += self.blend_[0] * self.readout_.outputs(tokens.families)
+        members = range(len(self.modules_) if self.blend_[1] else 0)
+        logits = np.empty((len(members), *found.shape))
+
+        def write(member: int) -> None:
+            logits[member] = self._member_logits(tokens, member)
+
+        share_out(write, members)
+        for member in members:
+            found += self._member_weight() * logits[member]
         return found
 
-    @one_thread()
     @torch.inference_mode()
     def _member_logits(self, tokens: Tokens, member: int) -> np.ndarray:
-        """Return the logits of one network."""
+        """Return the logits of one network; for one thread."""
         module = self.modules_[member]
         weight = module.decision.weight
         batch = case_batch(tokens, self._tokeniser().own(member), dtype=weight.dtype)

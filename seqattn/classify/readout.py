@@ -106,7 +106,10 @@ class Readout:
         families
             Their features, as in :meth:`fit`.
         """
-        return np.asarray(np.concatenate(families, axis=1) @ self.weights + self.bias)
+        ends = np.cumsum([features.shape[1] for features in families])
+        parts = zip(families, np.split(self.weights, ends[:-1]), self.share, strict=True)
+        products = [features @ weights for features, weights, share in parts if share]
+        return np.asarray(sum(products, np.tile(self.bias, (len(families[0]), 1))))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as arrays by name."""

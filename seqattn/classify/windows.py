@@ -128,16 +128,16 @@ class Windows:
         columns = torch.empty(len(self.lengths[rows]), len(channels) * points + 1, n_starts, dtype=dtype)
         split = columns[:, :-1].unflatten(1, (len(channels), points))
         source = self.values if is_normed or dtype == torch.float64 else self.small
-        every = _every(source[rows], points, step, n_starts)[:, channels]
+        every = _every(source[rows][:, channels], points, step, n_starts)
         if is_normed:
-            centred = every.sub_(every.mean(2, keepdim=True))
+            centred = every - every.mean(2, keepdim=True)
             spread = centred.square().mean(2, keepdim=True).sqrt_()
             factor = (1 / spread).masked_fill_(spread <= _FLAT, 0.0)
             split.copy_(centred.mul_(factor))
             squares = (factor[:, :, 0] > 0).to(dtype).mean(1)
         else:
             split.copy_(every)
-            squares = every.square_().mean((1, 2))
+            squares = every.square().mean((1, 2))
         torch.add(squares, torch.arange(n_starts) * STEPS[dtype], out=columns[:, -1])
         is_there = self._there(rows, channels, points, step, n_starts)
         columns[:, -1].masked_fill_(~is_there, torch.inf)
@@ -149,7 +149,7 @@ class Windows:
         is_there = torch.arange(n_starts) < counts[:, None]
         if self.observed is None:
             return is_there
-        every = _every(self.observed[rows], points, step, n_starts)[:, channels]
+        every = _every(self.observed[rows][:, channels], points, step, n_starts)
         return is_there & (2 * every.sum(dim=(1, 2)) >= points * len(channels))
 
 
