@@ -87,7 +87,8 @@ class Fitting(Explaining):
             fit, with the same data, held-out and watched cases, training goes on from it. That takes a number as
             ``random_state``: with None each fit is another one.
         observers
-            Told of every epoch, see :class:`seqattn.train.loop.Observer`.
+            Told of every epoch, see :class:`seqattn.train.loop.Observer`; of several networks one after the other, with
+            their number from 1 as ``member``.
         watch
             Further cases with labels, whose accuracy after each epoch is written into ``history_`` as
             ``watched_accuracy`` and changes nothing. With test data it shows what choosing the epoch on them, as some
@@ -111,8 +112,8 @@ class Fitting(Explaining):
         Warns
         -----
         SeqattnWarning
-            There is one class only, a class has one case, a case has no value at all, or ``patience`` is given and no
-            held-out cases.
+            There is one class only, a class has one case, a case has no value at all, ``patience`` is given and no
+            held-out cases, or ``watch`` is given and no network is trained.
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
@@ -139,6 +140,12 @@ class Fitting(Explaining):
             warnings.warn(
                 f"patience={self.patience} does nothing without held-out cases. Give validation, a share of the cases "
                 "or cases of its own, or patience=None.",
+                SeqattnWarning,
+                stacklevel=3,
+            )
+        if watched is not None and self.network_weight == 0:
+            warnings.warn(
+                "watch does nothing with network_weight=0: without a network there are no epochs. Leave one of them out.",
                 SeqattnWarning,
                 stacklevel=3,
             )
@@ -414,6 +421,7 @@ class Fitting(Explaining):
             observers=observers,
             checkpoint=checkpoint,
             identity=identity,
+            about={"member": member + 1} if self.n_members > 1 else None,
         )
         module.eval()
         return history

@@ -125,7 +125,7 @@ class JsonLog(Observer):
 
     def epoch(self, record: dict[str, Any]) -> None:
         if not self._is_cut:
-            self._cut(record["epoch"])
+            self._cut(_place(record))
             self._is_cut = True
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -133,19 +133,24 @@ class JsonLog(Observer):
     def end(self, history: History) -> None:
         self._is_cut = False
 
-    def _cut(self, epoch: int) -> None:
+    def _cut(self, place: tuple[float, float]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _epoch_of(line) < epoch]
+        kept = [line for line in lines if _place_of(line) < place]
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def _epoch_of(line: str) -> float:
-    """The epoch of a line; infinite for one that a kill left unfinished, since its epoch is trained again."""
+def _place(record: Mapping[str, Any]) -> tuple[float, float]:
+    """Return what lines are ordered by: module and epoch."""
+    return float(record.get("member", 1)), float(record["epoch"])
+
+
+def _place_of(line: str) -> tuple[float, float]:
+    """The place of a line; infinite for one that a kill left unfinished, since its epoch is trained again."""
     try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, LookupError, TypeError):
-        return math.inf
+        return _place(json.loads(line))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return math.inf, math.inf
 
 
 class ScikitLearnCallbacks(Observer):

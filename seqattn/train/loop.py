@@ -102,6 +102,7 @@ def fit_module(
     identity: Mapping[str, Any] | None = None,
     optimiser: Callable[[list[Any], FitSettings], torch.optim.Optimizer] | None = None,
     rate: Callable[[float, float], float] = one_cycle,
+    about: Mapping[str, Any] | None = None,
 ) -> History:
     """Train a module in place, and return what happened.
 
@@ -135,6 +136,8 @@ def fit_module(
         Returns what follows the gradients of these parameters; None takes Adam. Its state holds tensors only.
     rate
         Returns the learning rate from the share of training that is done and the peak, as :func:`one_cycle` does.
+    about
+        Further JSON values of each record, such as ``{"member": 2}`` of a fit that trains several modules in turn.
 
     Returns
     -------
@@ -174,7 +177,7 @@ def fit_module(
             _resume(run, place, marks, observers)
         _tell(run, observers, "begin", settings)
         while not run.finished:
-            _run_epoch(run, train_batches, valid_batches, observers)
+            _run_epoch(run, train_batches, valid_batches, observers, about or {})
             if place is not None:
                 _save(run, place, marks, observers)
     except FitError:
@@ -306,6 +309,7 @@ def _run_epoch(
     train_batches: Callable[[int], Any],
     valid_batches: Callable[[], Iterable[Any] | None] | None,
     observers: Sequence[Observer],
+    about: Mapping[str, Any],
 ) -> None:
     number = len(run.history.records) + 1
     _tell(run, (each for each in observers if hasattr(each, "begin_epoch")), "begin_epoch", number)
@@ -315,6 +319,7 @@ def _run_epoch(
     given = None if valid_batches is None else valid_batches()
     held_out = None if given is None else _validate(run, _shared(run, given), number)
     record: dict[str, Any] = {
+        **about,
         "epoch": number,
         "train_loss": trained.mean(),
         "valid_loss": None if held_out is None else held_out.mean(),

@@ -552,6 +552,11 @@ def test_patience_without_held_out_cases_is_warned_of():
     make(patience=2).fit(series(), LABELS, validation=(series(), LABELS))
 
 
+def test_watched_cases_without_a_network_are_warned_of():
+    with pytest.warns(SeqattnWarning, match="watch does nothing with network_weight=0: without a network"):
+        make(network_weight=0.0).fit(series(), LABELS, watch=(series(), LABELS))
+
+
 def test_nice_input_gives_no_warning(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from seqattn.classify.tokens import Tokeniser
 from seqattn.data.catalog import load_dataset
 from seqattn.data.panels import Panel
 from seqattn.errors import ArtifactError, ParameterError, SeqattnWarning
-from seqattn.train.callbacks import Progress
+from seqattn.train.callbacks import JsonLog, Progress
 
 SEEDED = {"random_state": 0, "device": "cpu"}
 QUICK = {
@@ -406,6 +407,50 @@ def test_watched_epochs_outlive_an_interruption(at, tmp_path):
     assert accuracies(resumed) == accuracies(straight)
     assert accuracies(straight)[-1] == straight.score(test)
     assert len(set(accuracies(straight))) > 1
+
+
+def test_the_log_holds_the_epochs_of_every_network(tmp_path):
+    log, told = tmp_path / "log.jsonl", tmp_path / "fit"
+    settings = {**QUICK, "epochs": 3, "n_members": 2}
+    with pytest.raises(Stop):
+        VSFormerClassifier(**settings).fit(
+            blobs(0, [6, 6]), checkpoint=told, observers=[JsonLog(log), Interrupt(4)]
+        )
+    model = VSFormerClassifier(**settings).fit(blobs(0, [6, 6]), checkpoint=told, observers=[JsonLog(log)])
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(record["member"], record["epoch"]) for record in records] == [
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (2, 1),
+        (2, 2),
+        (2, 3),
+    ]
+    assert records[:3] == model.history_.records
+    model.set_params(n_members=1).fit(blobs(0, [6, 6]), observers=[JsonLog(log)])
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert records == model.history_.records
+    assert "member" not in records[0]
+
+
+def test_networks_of_next_to_no_weight_are_left_out(monkeypatch):
+    train, test = blobs(0, [8, 8], apart=0.5), blobs(1, [20, 20], apart=0.5)
+    settings = {**QUICK, "epochs": 2, "n_members": 2}
+    monkeypatch.setattr(fitting, "_LEAST_BLEND", 0.0)
+    whole = VSFormerClassifier(**settings).fit(train)
+    readout, networks = whole.blend_
+    assert networks > 0
+    monkeypatch.setattr(fitting, "_LEAST_BLEND", networks)
+    assert (VSFormerClassifier(**settings).fit(train).blend_ == whole.blend_).all()
+    monkeypatch.setattr(fitting, "_LEAST_BLEND", networks * (1 + 1e-9))
+    without = VSFormerClassifier(**settings).fit(train)
+    assert without.blend_.tolist() == [readout, 0.0]
+    monkeypatch.setattr(VSFormerClassifier, "_member_logits", None)
+    logits = np.log(without.predict_proba(test))
+    expected = readout * without.readout_.outputs(without.tokenise(test).families)
+    np.testing.assert_allclose(
+        logits - logits.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), atol=1e-9
+    )
 
 
 def test_watched_cases_become_tokens_once_and_the_time_of_it_is_told(monkeypatch):

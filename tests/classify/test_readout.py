@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -214,3 +216,14 @@ def test_a_readout_comes_back_from_its_arrays():
     found = Readout.fit(families, labels, 3)
     again = Readout.from_arrays(found.to_arrays())
     assert np.array_equal(again.outputs(families), found.outputs(families))
+
+
+def test_outputs_are_the_sum_over_families_and_those_without_a_share_are_not_read():
+    families, labels = simulated(17, sizes=(5, 40, 7))
+    found = Readout.fit(families, labels, 3)
+    without = replace(found, share=np.array([1.0, 0.0, 1.0]))
+    weights = found.weights.copy()
+    weights[5:45] = 0
+    expected = np.concatenate(families, axis=1) @ weights + found.bias
+    families[1][:] = np.nan
+    np.testing.assert_allclose(without.outputs(families), expected, atol=1e-9)
