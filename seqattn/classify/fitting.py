@@ -145,7 +145,8 @@ class Fitting(Explaining):
             )
         if watched is not None and self.network_weight == 0:
             warnings.warn(
-                "watch does nothing with network_weight=0: without a network there are no epochs. Leave one of them out.",
+                "watch does nothing with network_weight=0: without a network there are no epochs. Leave one of them "
+                "out.",
                 SeqattnWarning,
                 stacklevel=3,
             )
