@@ -14,7 +14,7 @@ from seqattn.data.interactions import Interactions
 from seqattn.data.table import write_frames
 from seqattn.errors import ParameterError
 from seqattn.recommend.lists import list_table
-from seqattn.recommend.ranking import Scorer, top_items
+from seqattn.recommend.ranking import Scorer, check_size, top_items
 
 __all__ = ["export_lists"]
 
@@ -66,10 +66,10 @@ def export_lists(
     """
     if path.suffix.lower() != ".parquet":
         raise ParameterError(f"{str(path)!r} ends in {path.suffix!r}. Lists are exported to .parquet.")
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= _LONGEST:
-        raise ParameterError(f"k={k!r} is not a whole number between 1 and {_LONGEST:,}.")
-    if user_batch < 1:
-        raise ParameterError(f"user_batch={user_batch!r} is not a positive number.")
+    for name, size in (("k", k), ("user_batch", user_batch)):
+        check_size(name, size)
+    if k > _LONGEST:
+        raise ParameterError(f"k={k!r} is more than {_LONGEST:,}. Give a smaller one.")
     until = (
         ""
         if history.times is None or not history.n_rows

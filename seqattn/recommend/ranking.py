@@ -15,7 +15,7 @@ from torch import Tensor
 from seqattn.data.interactions import Interactions
 from seqattn.errors import DataError, ParameterError
 
-__all__ = ["TIES", "DotProducts", "Ranks", "Scorer", "target_ranks", "top_items"]
+__all__ = ["TIES", "DotProducts", "Ranks", "Scorer", "check_size", "target_ranks", "top_items"]
 
 TIES = ("average", "pessimistic", "optimistic")
 # Users and items of a tile: 256 x 16,384 scores have 16 MB. Up to the larger number of items one tile holds them all,
@@ -253,20 +253,34 @@ def _check_users(histories: Interactions, other: Interactions | None) -> None:
         )
 
 
-def _check_size(name: str, value: Any) -> None:
+def check_size(name: str, value: Any) -> None:
+    """Refuse a size that is no whole number of at least 1.
+
+    Parameters
+    ----------
+    name
+        What it is called, for the message.
+    value
+        The size.
+
+    Raises
+    ------
+    ParameterError
+        It is another value.
+    """
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ParameterError(f"{name}={value!r} is not a positive whole number.")
 
 
 def _item_chunk(scorer: Scorer, given: int | None) -> int:
     chosen = given if given is not None else _ITEMS if scorer.n_items > _ITEMS_AT_ONCE else _ITEMS_AT_ONCE
-    _check_size("item_chunk", chosen)
+    check_size("item_chunk", chosen)
     return chosen
 
 
 def _batches(users: NDArray[np.int64], size: int | None) -> Iterator[NDArray[np.int64]]:
     size = _USERS if size is None else size
-    _check_size("user_batch", size)
+    check_size("user_batch", size)
     return (users[begin : begin + size] for begin in range(0, len(users), size))
 
 
@@ -395,7 +409,7 @@ def top_items(
     >>> top_items(scorer, Interactions.of(rows), 2)[0].tolist()
     [[2, -1], [0, 1]]
     """
-    _check_size("k", k)
+    check_size("k", k)
     k = min(k, scorer.n_items)
     _check_users(histories, seen)
     barred = _barred(scorer.n_items, exclude, candidates)

@@ -267,6 +267,8 @@ class Recommender(Listing):
     def _comparable(self, others: Mapping[str, Recommender]) -> Mapping[str, Recommender]:
         """Refuse recommenders that were fitted to other rows."""
         for name, model in others.items():
+            if not isinstance(model, Recommender):
+                raise TypeError(f"{name!r} is of type {type(model).__name__}, not a recommender.")
             check_is_fitted(model, "history_")
             same = model.history_.digest() == self.history_.digest()
             if not same or not np.array_equal(model.held_out_, self.held_out_):
