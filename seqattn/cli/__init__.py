@@ -310,9 +310,13 @@ def _check_ends(given: Mapping[str, Any], data: str | None) -> None:
 @click.option(
     "--horizon", type=float, metavar="H", help="Score forecasts of all events within H time units too."
 )
+@click.option(
+    "--beside", multiple=True, metavar="MODEL", help="Another recommender, fitted to the same rows."
+)
 @click.option("--output", metavar="DIR", help="Folder for evaluation.json, evaluation.csv and pictures.")
 def evaluate(
     model: str,
+    beside: Sequence[str],
     seed: int | None,
     device: str | None,
     convention: str | None,
@@ -331,6 +335,8 @@ def evaluate(
     asked |= {} if convention is None else {"convention": convention}
     if horizon is not None:
         asked |= {"horizon": horizon, "seed": seed or 0}
+    if beside:
+        asked |= {"beside": {path.rstrip("/"): _opened(path, device)[1] for path in beside}}
     figures = module.evaluate(estimator, X, **asked)
     kind = type(estimator).__name__
     if folder is not None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,10 +19,12 @@ __all__ = [
     "codes_among",
     "digest_of_ids",
     "distinct_ids",
+    "from_pickle",
     "ids_of",
     "joined_ids",
     "missing_rows",
     "take_ids",
+    "to_pickle",
     "token_ids",
 ]
 
@@ -33,7 +35,7 @@ _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 _WIDEST, _PER_ID = 1 << 20, 8
 
 
-def ids_of(values: Any, what: str = "ids") -> pl.Series:
+def ids_of(values: Any, what: str = "ids", *, is_once: bool = False) -> pl.Series:
     """Return ids that a caller names as a column, their kind kept.
 
     Parameters
@@ -42,6 +44,8 @@ def ids_of(values: Any, what: str = "ids") -> pl.Series:
         A list, tuple, range, array, or column of polars or pandas.
     what
         What they are, for messages.
+    is_once
+        Whether an id that comes again is left out.
 
     Raises
     ------
@@ -62,7 +66,13 @@ def ids_of(values: Any, what: str = "ids") -> pl.Series:
     gone = missing_rows(series)
     if gone.any():
         raise DataError(f"{what} holds a missing value at position {int(gone.argmax())}. Leave it out.")
-    return series
+    return _each_once(series) if is_once else series
+
+
+def _each_once(ids: pl.Series) -> pl.Series:
+    if ids.dtype == pl.Object:
+        return pl.Series(ids.name, list(dict.fromkeys(ids.to_list())), dtype=pl.Object)
+    return ids.unique(maintain_order=True) if ids.n_unique() < len(ids) else ids
 
 
 def _hashable(series: pl.Series, values: Iterable[Any]) -> pl.Series:
@@ -193,6 +203,9 @@ def joined_ids(known: pl.Series, more: pl.Series, what: str) -> pl.Series:
         return known
     if isinstance(known.dtype, _TEXTS) and isinstance(more.dtype, _TEXTS):
         plain = pl.concat([known.cast(pl.String), new.cast(pl.String)])
+        if isinstance(known.dtype, pl.Enum):
+            wide = pl.Enum(pl.concat([known.dtype.categories, plain]).unique(maintain_order=True))
+            return plain.cast(wide)
         return plain.cast(pl.Categorical) if known.dtype != pl.String else plain
     if not len(known):
         return new
@@ -257,6 +270,41 @@ def token_ids(values: pl.Series, known: pl.Series | None = None) -> pl.Series:
     is_whole = values.str.contains(_WHOLE).to_list()
     mixed = [int(text) if whole else text for text, whole in zip(values.to_list(), is_whole, strict=True)]
     return pl.Series(values.name, mixed, dtype=pl.Object)
+
+
+class _Objects(NamedTuple):
+    """A column of Python objects, which polars cannot pickle."""
+
+    name: str
+    values: list[Any]
+
+
+def to_pickle(value: Any) -> Any:
+    """Return what a pickle can hold instead of a column of Python objects; other values as they are.
+
+    Parameters
+    ----------
+    value
+        A column or anything else.
+
+    Examples
+    --------
+    >>> from_pickle(to_pickle(pl.Series("id", [("a", 1)], dtype=pl.Object))).to_list()
+    [('a', 1)]
+    """
+    is_odd = isinstance(value, pl.Series) and value.dtype == pl.Object
+    return _Objects(value.name, value.to_list()) if is_odd else value
+
+
+def from_pickle(value: Any) -> Any:
+    """Return what :func:`to_pickle` was given.
+
+    Parameters
+    ----------
+    value
+        What it returned.
+    """
+    return pl.Series(*value, dtype=pl.Object) if isinstance(value, _Objects) else value
 
 
 def digest_of_ids(ids: pl.Series) -> bytes:

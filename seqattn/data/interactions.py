@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from seqattn.data.clock import Clock, moment
-from seqattn.data.ids import codes_among, digest_of_ids, ids_of, joined_ids, take_ids
+from seqattn.data.ids import codes_among, digest_of_ids, from_pickle, ids_of, joined_ids, take_ids, to_pickle
 from seqattn.data.logs import Columns, on_clock, read_log
 from seqattn.data.ordering import DUPLICATES, ordered
 from seqattn.data.text import write_inter
@@ -156,7 +156,8 @@ class Interactions:
                 f"duplicates={duplicates!r} is not one of {', '.join(map(repr, DUPLICATES))}."
             )
         known = [
-            None if ids is None else ids_of(ids, name) for name, ids in (("users", users), ("items", items))
+            None if ids is None else ids_of(ids, name, is_once=True)
+            for name, ids in (("users", users), ("items", items))
         ]
         if isinstance(X, cls):
             return (X if duplicates == "keep" else X._without_repeats(duplicates)).recoded(*known)
@@ -171,6 +172,12 @@ class Interactions:
     def _without_repeats(self, duplicates: str) -> Self:
         kept = ordered(self.users, self.items, self.times, self.n_users, duplicates)
         return replace(self, offsets=kept.offsets, items=kept.items, times=kept.times, notes=(*kept.notes(),))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: to_pickle(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: from_pickle(value) for name, value in state.items()})
 
     def __len__(self) -> int:
         return self.n_users
@@ -327,16 +334,9 @@ class Interactions:
         users, items = np.concatenate([self.users, more.users]), np.concatenate([self.items, more.items])
         times = None if self.times is None else np.concatenate([self.times, more.times])
         rows = ordered(users, items, times, more.n_users)
-        notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
-        return replace(
-            self,
-            offsets=rows.offsets,
-            items=rows.items,
-            times=rows.times,
-            user_ids=more.user_ids,
-            item_ids=more.item_ids,
-            notes=notes,
-        )
+        found: dict[str, Any] = {"user_ids": more.user_ids, "item_ids": more.item_ids}
+        found["notes"] = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return replace(self, offsets=rows.offsets, items=rows.items, times=rows.times, **found)
 
     def to_table(self, user: str = "user_id", item: str = "item_id", time: str = "timestamp") -> pl.DataFrame:
         """Return a polars table with a row per interaction: user, item and, where there are times, time.

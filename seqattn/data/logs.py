@@ -172,7 +172,9 @@ def _need(schema: Mapping[str, Any], columns: Columns, table: object = None) -> 
         if columns.time is None or columns.time in names or columns.time in index_names(table):
             raise
         if {columns.user, columns.item} <= set(names):
-            raise DataError(f"{error} Pass time=None where the order of the rows is the order.") from None
+            raise DataError(
+                f"{error} Pass time=None, to a model in fit, where the order of the rows is the order."
+            ) from None
         raise
 
 

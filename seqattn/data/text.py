@@ -57,7 +57,11 @@ def read_text_log(path: Path, user: str, item: str, time: str | None) -> tuple[p
     try:
         need_columns(frame, wanted)
     except DataError as error:
-        hint = " Pass time=None where the order of the rows is the order." if time not in fields else ""
+        hint = (
+            " Pass time=None, to a model in fit, where the order of the rows is the order."
+            if time not in fields
+            else ""
+        )
         raise DataError(f"{error}{hint}" if {user, item} <= set(fields) else str(error)) from None
     if len(set(fields)) < len(fields):
         twice = next(name for number, name in enumerate(fields) if name in fields[:number])

@@ -14,7 +14,7 @@ from seqattn.data.interactions import Interactions
 from seqattn.data.table import write_frames
 from seqattn.errors import ParameterError
 from seqattn.recommend.lists import list_table
-from seqattn.recommend.ranking import Scorer, top_items
+from seqattn.recommend.ranking import Scorer, check_size, top_items
 
 __all__ = ["export_lists"]
 
@@ -66,16 +66,17 @@ def export_lists(
     """
     if path.suffix.lower() != ".parquet":
         raise ParameterError(f"{str(path)!r} ends in {path.suffix!r}. Lists are exported to .parquet.")
-    if not 1 <= k <= _LONGEST:
-        raise ParameterError(f"k={k!r} is not between 1 and {_LONGEST:,}.")
-    if user_batch < 1:
-        raise ParameterError(f"user_batch={user_batch!r} is not a positive number.")
+    for name, size in (("k", k), ("user_batch", user_batch)):
+        check_size(name, size)
+    if k > _LONGEST:
+        raise ParameterError(f"k={k!r} is more than {_LONGEST:,}. Give a smaller one.")
     until = (
         ""
         if history.times is None or not history.n_rows
         else str(history.clock.series([history.times.max()])[0])
     )
     metadata = {**about, "k": str(k), "exclude_seen": str(exclude_seen).lower(), "training_until": until}
+    path.parent.mkdir(parents=True, exist_ok=True)
     frames = _frames(scorer, history, users, k, exclude_seen, exclude, user_batch)
     write_frames(path, frames, metadata=metadata, group_rows=user_batch * k)
     return path
@@ -93,9 +94,16 @@ def _frames(
     for begin in range(0, max(len(users), 1), user_batch):
         part = history.select(users[begin : begin + user_batch])
         items, scores = top_items(scorer, part, k, exclude_seen=exclude_seen, exclude=exclude)
-        table = list_table(part.user_ids, history.item_ids, items, scores)
+        table = _plain(list_table(part.user_ids, history.item_ids, items, scores))
         counts: Any = (items >= 0).sum(axis=1)
         flag = pl.Series("fallback", np.repeat(part.lengths == 0, counts))
         yield table.select(
             "user_id", pl.col("rank").cast(pl.Int16), "item_id", pl.col("score").cast(pl.Float32), flag
         )
+
+
+def _plain(table: pl.DataFrame) -> pl.DataFrame:
+    """Write ids that only Python can hold, such as tuples, as text."""
+    odd = [name for name in ("user_id", "item_id") if table.schema[name] == pl.Object]
+    texts = [pl.Series(name, [str(key) for key in table[name].to_list()], dtype=pl.String) for name in odd]
+    return table.with_columns(texts)

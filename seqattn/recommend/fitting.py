@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,16 @@ class NetworkRecommender(Recommender):
         check_promises(as_pattern(self.attention), causal=True, cross=False)
 
     def _check_ranges(self) -> None:
-        _require("alpha", self.alpha, 0 <= self.alpha <= 1, "a number from 0 to 1")
-        _require("dropout", self.dropout, 0 <= self.dropout < 1, "a number from 0 to below 1")
-        _require("kd_weight", self.kd_weight, 0 <= self.kd_weight < np.inf, "0 or a positive number")
-        _require("l2", self.l2, 0 <= self.l2 < np.inf, "0 or a positive number")
-        _require("tau_student", self.tau_student, 0 < self.tau_student < np.inf, "a positive number")
-        tau, mass = self.tau_teacher, self.teacher_mass
-        _require("tau_teacher", tau, tau is None or 0 < tau < np.inf, "a positive number or None")
-        _require("teacher_mass", mass, 0 < mass < 1, "a number between 0 and 1")
-        _require("loss_memory_mb", self.loss_memory_mb, 0 < self.loss_memory_mb < np.inf, "a positive number")
+        _check_number("alpha", self.alpha, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        _check_number("dropout", self.dropout, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+        _check_number("teacher_mass", self.teacher_mass, lambda x: 0 < x < 1, "a number between 0 and 1")
+        for name in ("kd_weight", "l2"):
+            _check_number(name, getattr(self, name), lambda x: 0 <= x < np.inf, "0 or a positive number")
+        for name in ("tau_student", "loss_memory_mb"):
+            _check_number(name, getattr(self, name), lambda x: 0 < x < np.inf, "a positive number")
+        if self.tau_teacher is not None:
+            allowed = "a positive number or None"
+            _check_number("tau_teacher", self.tau_teacher, lambda x: 0 < x < np.inf, allowed)
 
     def _check_together(self) -> None:
         if self.window > self.max_len:
@@ -293,6 +294,17 @@ class NetworkRecommender(Recommender):
         about = {"model": type(self).__name__, "seed": seed, "train": train.digest(), "validation": held}
         return {**about, **params}
 
+    def _check_more(self) -> None:
+        super()._check_more()
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            asked = self._network(len(self.module_.table)).state_dict()
+        there = self.module_.state_dict()
+        if {name: value.shape for name, value in asked.items()} != {k: v.shape for k, v in there.items()}:
+            raise ParameterError(
+                "Settings of the network are not those of the fit any more, and its weights do not fit them. Set "
+                "d_model, n_heads, n_layers, max_len, alpha and attention as they were, or fit again."
+            )
+
     def _learn_more(self, new: Interactions) -> None:
         """Append rows for new items, and pass once over the users with new rows.
 
@@ -310,8 +322,12 @@ class NetworkRecommender(Recommender):
             grown.load_state_dict(weights, strict=False)
             grown.table[: len(known)] = known
         self.module_ = grown.to(known.device, known.dtype)
+        self.module_.eval()
+        users = np.flatnonzero((new.lengths > 0) & (train.lengths >= 2))
+        if not len(users):
+            return  # single rows have no next one to learn from
         before = self.fit_history_
-        self._train(train.select(np.flatnonzero(new.lengths)), None, seed, 1)
+        self._train(train.select(users), None, seed, 1)
         self.fit_history_ = before
 
     def _scorer(self) -> DotProducts:
@@ -374,6 +390,11 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 def _check_whole(name: str, value: Any) -> None:
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     _require(name, value, is_whole and value >= 1, "a whole number of at least 1")
+
+
+def _check_number(name: str, value: Any, holds: Callable[[Any], bool], allowed: str) -> None:
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    _require(name, value, is_number and holds(value), allowed)
 
 
 def _require(name: str, value: Any, is_allowed: bool, allowed: str) -> None:

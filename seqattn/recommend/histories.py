@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from seqattn.data.ids import codes_among, ids_of
+from seqattn.data.ids import codes_among, ids_of, take_ids
 from seqattn.data.interactions import Interactions
 from seqattn.errors import DataError, ParameterError, SeqattnWarning, UnknownIdError
 
@@ -128,6 +128,10 @@ def _later(validation: Any, data: Interactions, columns: Columns) -> Interaction
 
 def _appended(data: Interactions, more: Interactions) -> tuple[Interactions, NDArray[np.bool_]]:
     """Put rows behind those of the same users, and mark them."""
+    if data.times is not None and more.times is not None and data.clock.unit != more.clock.unit:
+        raise DataError(
+            "The rows for validation have dates and the others numbers as times, or the other way round."
+        )
     order = np.argsort(np.concatenate([data.users, more.users]), kind="stable")
     times = None
     if data.times is not None and more.times is not None:
@@ -213,7 +217,7 @@ def _of_lists(given: list[Any] | tuple[Any, ...], known: Interactions) -> tuple[
     flat = [item for history in given for item in history]
     ids = ids_of(flat, "histories") if flat else known.item_ids[:0]
     codes = codes_among(ids, known.item_ids)
-    strange = ids.filter(pl.Series(codes < 0)) if ids.dtype != pl.Object else ids
+    strange = take_ids(ids, np.flatnonzero(codes < 0))
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in given], dtype=np.int64)])
     items = np.where(codes < 0, known.n_items, codes).astype(np.int32)
     users = pl.Series("user_id", np.arange(len(given)))

@@ -202,7 +202,7 @@ class Listing(BaseEstimator):
         Parameters
         ----------
         path
-            File that ends in .parquet.
+            File that ends in .parquet. Its folder is made where it is not there.
         k, users, exclude_seen, exclude
             As in :meth:`recommend`.
         user_batch
@@ -212,7 +212,8 @@ class Listing(BaseEstimator):
         -------
         The path. Columns are ``user_id``, ``rank`` (int16), ``item_id``, ``score`` (float32) and ``fallback``, sorted
         by user, in the order of the codes, and rank. The schema's metadata hold ``model`` (its class), ``model_hash``,
-        ``training_until`` (time of the last row), ``k`` and ``exclude_seen``.
+        ``training_until`` (time of the last row), ``k`` and ``exclude_seen``. Ids that only Python can hold, such as
+        tuples, are written as text.
 
         Raises
         ------

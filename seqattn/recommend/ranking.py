@@ -15,7 +15,7 @@ from torch import Tensor
 from seqattn.data.interactions import Interactions
 from seqattn.errors import DataError, ParameterError
 
-__all__ = ["TIES", "DotProducts", "Ranks", "Scorer", "target_ranks", "top_items"]
+__all__ = ["TIES", "DotProducts", "Ranks", "Scorer", "check_size", "target_ranks", "top_items"]
 
 TIES = ("average", "pessimistic", "optimistic")
 # Users and items of a tile: 256 x 16,384 scores have 16 MB. Up to the larger number of items one tile holds them all,
@@ -253,17 +253,34 @@ def _check_users(histories: Interactions, other: Interactions | None) -> None:
         )
 
 
+def check_size(name: str, value: Any) -> None:
+    """Refuse a size that is no whole number of at least 1.
+
+    Parameters
+    ----------
+    name
+        What it is called, for the message.
+    value
+        The size.
+
+    Raises
+    ------
+    ParameterError
+        It is another value.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ParameterError(f"{name}={value!r} is not a positive whole number.")
+
+
 def _item_chunk(scorer: Scorer, given: int | None) -> int:
     chosen = given if given is not None else _ITEMS if scorer.n_items > _ITEMS_AT_ONCE else _ITEMS_AT_ONCE
-    if chosen < 1:
-        raise ParameterError(f"item_chunk={given!r} is not a positive number.")
+    check_size("item_chunk", chosen)
     return chosen
 
 
 def _batches(users: NDArray[np.int64], size: int | None) -> Iterator[NDArray[np.int64]]:
     size = _USERS if size is None else size
-    if size < 1:
-        raise ParameterError(f"user_batch={size!r} is not a positive number.")
+    check_size("user_batch", size)
     return (users[begin : begin + size] for begin in range(0, len(users), size))
 
 
@@ -374,7 +391,8 @@ def top_items(
 
     Returns
     -------
-    Item codes and scores, ``(users, k)``; -1 and NaN after the last candidate.
+    Item codes and scores, ``(users, k)``, or as many columns as there are items if these are fewer; -1 and NaN after
+    the last candidate.
 
     Raises
     ------
@@ -391,8 +409,8 @@ def top_items(
     >>> top_items(scorer, Interactions.of(rows), 2)[0].tolist()
     [[2, -1], [0, 1]]
     """
-    if k < 1:
-        raise ParameterError(f"k={k!r} is not a positive number.")
+    check_size("k", k)
+    k = min(k, scorer.n_items)
     _check_users(histories, seen)
     barred = _barred(scorer.n_items, exclude, candidates)
     chunk = _item_chunk(scorer, item_chunk)

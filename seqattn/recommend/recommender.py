@@ -143,11 +143,16 @@ class Recommender(Listing):
         """
         if not hasattr(self, "history_"):
             return self.fit(X, validation=None)
+        self._check_more()
         new = Interactions.of(X, **self.columns_.named(), duplicates=self.duplicates)
         merged = self.history_.joined(new)
         self._take(merged, np.zeros(merged.n_rows, dtype=bool))
         self._learn_more(new.recoded(merged.user_ids, merged.item_ids))
         return self
+
+    def _check_more(self) -> None:
+        """Refuse parameters with which nothing can be added; runs before any data are read."""
+        self._check()
 
     def _learn_more(self, new: Interactions) -> None:
         """Learn after rows were added to ``history_``; the new ones are given with its codes."""
@@ -204,6 +209,7 @@ class Recommender(Listing):
         exclude_seen: bool = True,
         ties: str = "average",
         baselines: bool = True,
+        beside: Mapping[str, Recommender] | None = None,
     ) -> Evaluation:
         """Return how high the items stand that users chose after the fit.
 
@@ -224,6 +230,9 @@ class Recommender(Listing):
             ``"average"``, ``"pessimistic"`` or ``"optimistic"``.
         baselines
             Whether to score popularity and first-order transitions of the same training rows too.
+        beside
+            Further fitted recommenders by name, such as a :class:`SASRecRecommender`, whose figures stand among the
+            baselines. They must know and have learned from the same rows, or else the figures would not compare.
 
         Returns
         -------
@@ -234,7 +243,7 @@ class Recommender(Listing):
         DataError
             None of the users is known, or rows cannot be used.
         ParameterError
-            A setting is not allowed.
+            A setting is not allowed, or a recommender of ``beside`` was fitted to other rows.
 
         Warns
         -----
@@ -242,6 +251,7 @@ class Recommender(Listing):
             Users are not known and were left out, or all targets are in the histories already.
         """
         targets = self._targets(X)
+        others = {**(self._baselines() if baselines else {}), **self._comparable(beside or {})}
         options: dict[str, Any] = {"ks": ks, "exclude_seen": exclude_seen, "ties": ties}
         found = self._evaluated(targets, options)
         if exclude_seen and found["n_unreachable"] == found["n_targets"]:
@@ -249,10 +259,25 @@ class Recommender(Listing):
             warnings.warn(
                 f"{text} after those of the fit, or pass exclude_seen=False.", SeqattnWarning, stacklevel=2
             )
-        if baselines:
-            others = {name: model._evaluated(targets, options) for name, model in self._baselines().items()}
-            found.figures["baselines"] = {name: dict(other) for name, other in others.items()}
+        if others:
+            figures = {name: dict(model._evaluated(targets, options)) for name, model in others.items()}
+            found.figures["baselines"] = figures
         return found
+
+    def _comparable(self, others: Mapping[str, Recommender]) -> Mapping[str, Recommender]:
+        """Refuse recommenders that were fitted to other rows."""
+        for name, model in others.items():
+            if not isinstance(model, Recommender):
+                raise TypeError(f"{name!r} is of type {type(model).__name__}, not a recommender.")
+            check_is_fitted(model, "history_")
+            same = model.history_.digest() == self.history_.digest()
+            if not same or not np.array_equal(model.held_out_, self.held_out_):
+                raise ParameterError(
+                    f"The recommender {name!r} was fitted to other rows, and its figures cannot stand beside these. "
+                    "Fit both to the same rows with the same validation; mode='paper' cuts histories, and compares "
+                    "with others of that mode only."
+                )
+        return others
 
     def _targets(self, X: Any) -> Interactions:
         check_is_fitted(self, "history_")

@@ -151,7 +151,7 @@ def _ids_out(ids: pl.Series, what: str) -> Stored:
         except DataError as error:
             raise ArtifactError(str(error)) from error
     # The numbers behind categories depend on what else the process has read.
-    is_category = isinstance(ids.dtype, pl.Categorical | pl.Enum)
+    is_category = isinstance(ids.dtype, pl.Categorical)
     column = ids.cast(pl.String) if is_category else ids
     buffer = io.BytesIO()
     pl.DataFrame({"id": column.rechunk()}).write_ipc(buffer)

@@ -42,6 +42,7 @@ EVALUATION: dict[str, tuple[str, ...] | None] = {
     "exclude_seen": None,
     "ties": ("average", "pessimistic", "optimistic"),
     "baselines": None,
+    "beside": None,
 }
 
 _K = 10
@@ -193,7 +194,8 @@ def evaluate(model: Any, X: Interactions, **options: Any) -> dict[str, Any]:
         Targets of known users.
     options
         Any of ``EVALUATION``: ``exclude_seen`` and ``ties`` as in :meth:`MQSATEDRecommender.evaluate`, and
-        ``baselines``, whether to score popularity and transitions of the same training rows too (not by default).
+        ``baselines``, whether to score popularity and transitions of the same training rows too (not by default);
+        ``beside``, further recommenders by name that were fitted to the same rows.
 
     Returns
     -------
@@ -214,9 +216,10 @@ def evaluate(model: Any, X: Interactions, **options: Any) -> dict[str, Any]:
 
 
 def _evaluated(model: Any, X: Interactions, **options: Any) -> Evaluation:
-    found: Evaluation = (_before_validation(model) if _chose_epoch(model, X) else model).evaluate(
-        X, **options
-    )
+    if _chose_epoch(model, X):
+        others = {name: _before_validation(other) for name, other in (options.get("beside") or {}).items()}
+        model, options = _before_validation(model), {**options, "beside": others}
+    found: Evaluation = model.evaluate(X, **options)
     return found
 
 
@@ -264,7 +267,7 @@ def cases(model: Any, X: Interactions, **options: Any) -> tuple[list[float], lis
         Options of :func:`evaluate`.
     """
     check_names(options, EVALUATION, "an option of evaluate")
-    values = _evaluated(model, X, **{**options, "baselines": False}).users["ndcg@10"]
+    values = _evaluated(model, X, **{**options, "baselines": False, "beside": None}).users["ndcg@10"]
     return values.tolist(), [1] * len(values)
 
 

@@ -87,7 +87,7 @@ def test_lists_hold_the_best_candidates_in_order_in_every_tiling(case, exclude_s
         gone = set(barred.tolist()) | (set(had[user]) if exclude_seen else set())
         order = [i for i in sorted(range(n_items), key=lambda i: (-row[i], i)) if row[i] > -np.inf]
         expected = [item for item in order if item not in gone][:k]
-        assert items[user].tolist() == expected + [-1] * (k - len(expected))
+        assert items[user].tolist() == expected + [-1] * (min(k, n_items) - len(expected))
         assert found[user, : len(expected)].tolist() == [row[item] for item in expected]
         assert np.isnan(found[user, len(expected) :]).all()
 

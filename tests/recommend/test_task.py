@@ -245,6 +245,14 @@ def test_fit_and_evaluate_through_the_command_line(folder, parts, trained, tmp_p
     assert f"{figures['validation']['hr@10']:.4f}" in text
 
 
+def test_another_recommender_of_the_same_rows_is_printed_beside(parts, trained, tmp_path):
+    other = task.fit(task.build({}, "popularity"), parts["train"], parts["dev"])
+    place = other.save(tmp_path / "other.safetensors")
+    found = json.loads(run("evaluate", trained, "--beside", place, "--json").stdout)
+    assert list(found["baselines"]) == ["popularity", "markov", str(place)]
+    assert found["baselines"][str(place)] == found["baselines"]["popularity"]
+
+
 def test_predict_writes_the_lists(folder, trained, tmp_path):
     run("predict", trained, "--output", tmp_path / "lists.parquet")
     expected = seqattn.load(trained).recommend(k=10).select("user_id", "item_id", "rank")
