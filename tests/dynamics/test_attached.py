@@ -55,7 +55,7 @@ def test_values_are_those_of_the_whole_weights():
     for layer, weights in enumerate(attention_weights(net, x, Layout.of(LENGTHS))):
         for head in range(2):
             rows = [
-                (weights[s, head, i, : i + 1].double(), numbers[sum(LENGTHS[:s]) :][: i + 1])
+                (weights.detach()[s, head, i, : i + 1].double(), numbers[sum(LENGTHS[:s]) :][: i + 1])
                 for s, length in enumerate(LENGTHS)
                 for i in range(length)
             ]
