@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 TASKS = ("hawkes", "classify", "recommend")
+# Tasks that are searched and not fitted for predictions.
+STUDIES = ("dynamics",)
 
 _ESTIMATORS = {
     "MajorityClass": "seqattn.classify.baselines",
@@ -142,7 +144,7 @@ def task(name: str) -> ModuleType:
     Parameters
     ----------
     name
-        One of ``seqattn.TASKS``.
+        One of ``seqattn.TASKS``, or of ``seqattn.STUDIES``, which have no predictions.
 
     Raises
     ------
@@ -151,6 +153,7 @@ def task(name: str) -> ModuleType:
     """
     from seqattn.errors import ParameterError, suggest
 
-    if name not in TASKS:
-        raise ParameterError(f"There is no task {name!r}. Tasks: {', '.join(TASKS)}.{suggest(name, TASKS)}")
+    known = (*TASKS, *STUDIES)
+    if name not in known:
+        raise ParameterError(f"There is no task {name!r}. Tasks: {', '.join(known)}.{suggest(name, known)}")
     return importlib.import_module(f"seqattn.{name}.task")

@@ -105,6 +105,8 @@ def fit(
     from seqattn.train.folder import Afterwards, RunFolder
     from seqattn.train.history import history_of
 
+    if task in seqattn.STUDIES:
+        raise ParameterError(f"{task!r} has no predictions to fit. Run: seqattn study {task}.")
     run, module = run_of(config, task, settings, read, **given), seqattn.task(task)
     model = module.build(run.settings, run.model, seed=run.seed, device=run.device, read=run.read)
     share = module.settings(model).get("validation", 0.1)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from seqattn.cli.console import example, flag, options, show, stopped
+from seqattn.errors import ParameterError
 
 __all__ = ["reproduce"]
 
@@ -50,6 +51,9 @@ def reproduce(
 ) -> None:
     """Run the grid of TABLE, such as tpp, and print its figures beside published ones.
 
+    The table dynamics makes the figures 3 to 10 of the paper on training dynamics; --datasets then names figures, such
+    as figure4.
+
     Each cell, a data set with a model and a seed, has a process of its own. Stop it at any time: the same command
     goes on with the cells that are left. What failed is shown, and runs again only with --retry-failed.
     """
@@ -62,6 +66,9 @@ def reproduce(
 
     folder = Path(output) if output else Path("runs", f"reproduce-{table}")
     stopped(f"What was finished is in {str(folder)!r}; the same command goes on.")
+    if table == "dynamics":
+        _figures(folder, settings, seed or 0, config, **given)
+        return
     plan = Plan(
         noun=table,
         output=folder,
@@ -82,4 +89,51 @@ def reproduce(
     ]
     show(summary.to_json(), "\n\n".join([*parts, "\n".join(f"Table: {path}" for path in files)]))
     if result.failed:
+        click.get_current_context().exit(1)
+
+
+def _figures(
+    folder: Path,
+    settings: Sequence[str],
+    seed: int,
+    config: str | None,
+    datasets: Sequence[str],
+    models: Sequence[str],
+    **given: Any,
+) -> None:
+    """Make the figures of the paper on training dynamics."""
+    from seqattn.report import table as as_text
+    from seqattn.reproduce.figure_pages import figure_lines, figure_remarks, write_figures
+    from seqattn.reproduce.figures import FigurePlan, reproduce_figures
+    from seqattn.train.config import parse_pairs
+
+    for option, value in (("--models", models), ("--config", config)):
+        if value:
+            raise ParameterError(
+                f"{option} means nothing for dynamics, which has figures. Choose some with --datasets."
+            )
+    plan = FigurePlan(
+        output=folder,
+        figures=datasets,
+        seed=seed,
+        settings=parse_pairs(settings, "--set"),
+        quiet=flag("quiet"),
+        **given,
+    )
+    found = reproduce_figures(plan)
+    files = write_figures(found, folder)
+    parts = [as_text(*figure_lines(found))]
+    parts += [
+        "\n".join([f"{title}:", *(f"  {line}" for line in lines)])
+        for title, lines in figure_remarks(found).items()
+    ]
+    values = {
+        "table": found.rows(),
+        "failed": found.failed,
+        "skipped": found.skipped,
+        "remarks": figure_remarks(found),
+        "output": str(folder),
+    }
+    show(values, "\n\n".join([*parts, "\n".join(f"File: {path}" for path in files)]))
+    if found.failed:
         click.get_current_context().exit(1)

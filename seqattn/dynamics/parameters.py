@@ -60,6 +60,7 @@ class StudyParameters(BaseEstimator):
         label_space: str = "seen",
         columns: Sequence[str] = ("seq_id", "t", "k"),
         allow_missing: bool = False,
+        wanted_entropy: float | None = None,
         max_bytes: float = 1e9,
         precision: str = "float64",
         device: str = "auto",
@@ -97,6 +98,7 @@ class StudyParameters(BaseEstimator):
         self.label_space = label_space
         self.columns = columns
         self.allow_missing = allow_missing
+        self.wanted_entropy = wanted_entropy
         self.max_bytes = max_bytes
         self.precision = precision
         self.device = device

@@ -99,6 +99,8 @@ class ScanAndSnapStudy(Pictures, StudyParameters):
         Columns of the decoder; those of the classes by default.
     context, min_context, min_count, max_vocab, label_space, columns, allow_missing
         How classes are made of sequences, see :func:`seqattn.dynamics.classes_from_sequences`.
+    wanted_entropy
+        Attention entropy in nats that a search for rates aims at; it changes nothing in a fit.
     max_bytes
         Most memory; a study that needs more is refused before it trains.
     precision
@@ -384,7 +386,7 @@ class ScanAndSnapStudy(Pictures, StudyParameters):
 
     def _identity(self, classes: SequenceClasses, runs: Runs) -> dict[str, Any]:
         params = {name: repr(value) for name, value in self.get_params(deep=False).items()}
-        for name in ("device", "max_bytes", "random_state"):
+        for name in ("device", "max_bytes", "random_state", "wanted_entropy"):
             params.pop(name)
         return params | {"seeds": runs.seed.tolist(), "data": classes.digest()}
 

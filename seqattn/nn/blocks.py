@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqattn.attention import KeyBias, KeyValueState, Layout, ReceivedMass, attend
+from seqattn.attention import Attention, KeyBias, KeyValueState, Layout, ReceivedMass, Reducer, attend
 from seqattn.attention.biases import Bias
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
@@ -85,6 +85,29 @@ class SelfAttention(nn.Module):
         seen = attend(q, k, v, pattern=self.bound(q, layout), layout=layout, bias=bias, reduce=ReceivedMass())
         mass: Tensor = seen.reduced
         return mass
+
+    def look(
+        self,
+        x: Float[Tensor, "tokens dim"],
+        layout: Layout,
+        causal: bool = False,
+        bias: Bias | None = None,
+        gain: Float[Tensor, " tokens"] | None = None,
+        *,
+        reduce: Reducer,
+    ) -> Attention:
+        """Return what the heads see, before they are mixed, and what a reducer makes of the weights.
+
+        Parameters
+        ----------
+        x, layout, causal, bias, gain
+            As in :meth:`forward`.
+        reduce
+            The reducer.
+        """
+        q, k, v = self._projected(x, gain)
+        pattern = self.bound(q, layout)
+        return attend(q, k, v, pattern=pattern, causal=causal, layout=layout, bias=bias, reduce=reduce)
 
     def _projected(self, x: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, the first two times the gain of their token."""

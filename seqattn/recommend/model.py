@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqattn.attention import Layout, attend
+from seqattn.attention import Attention, Layout, Reducer, attend
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
 from seqattn.attention.patterns import places
@@ -151,14 +151,32 @@ class QueryBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens dim"], layout: Layout) -> Float[Tensor, "tokens dim"]:
         """Return the tokens after this block; no token depends on a later one."""
-        source = self.norm_query(window_mean(x, layout, self.window))
-        q, k, v = (
-            each.view(len(x), self.n_heads, -1) for each in (self.query(source), self.key(x), self.value(x))
-        )
+        source, q, k, v = self._projected(x, layout)
         dropped = self.dropout.p if self.training else 0.0
         seen = attend(q, k, v, pattern=self._pattern(q, layout), causal=True, layout=layout, dropout=dropped)
         o = self.norm_output(seen.output.reshape(x.shape) + source)
         return o + self.dropout(self.outer(self.dropout(self.inner(o).relu())))
+
+    def look(self, x: Float[Tensor, "tokens dim"], layout: Layout, *, reduce: Reducer) -> Attention:
+        """Return what the heads see, without dropout, and what a reducer makes of the weights.
+
+        Parameters
+        ----------
+        x, layout
+            As in :meth:`forward`.
+        reduce
+            The reducer.
+        """
+        _, q, k, v = self._projected(x, layout)
+        return attend(q, k, v, pattern=self._pattern(q, layout), causal=True, layout=layout, reduce=reduce)
+
+    def _projected(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the source of the queries, queries, keys and values."""
+        source = self.norm_query(window_mean(x, layout, self.window))
+        q, k, v = (
+            each.view(len(x), self.n_heads, -1) for each in (self.query(source), self.key(x), self.value(x))
+        )
+        return source, q, k, v
 
     def _pattern(self, q: Tensor, layout: Layout) -> str | Pattern:
         """Return the pattern, with the labels that the routers give these queries."""

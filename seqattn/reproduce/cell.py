@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from seqattn.train.loop import Observer
 from seqattn.train.settings import FitSettings
 from seqattn.train.workers import FileLock, become_worker
 
-__all__ = ["main", "run"]
+__all__ = ["main", "run", "run_figure"]
 
 
 def main() -> None:
@@ -39,7 +40,8 @@ def main() -> None:
     torch.set_num_threads(order["threads"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        outcome = {"status": "complete", **run(order)}
+        work = run_figure if "figure" in order else run
+        outcome = {"status": "complete", **work(order)}
     except KeyboardInterrupt:
         sys.exit(130)
     except MemoryError:
@@ -100,6 +102,28 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
         figures = _figures(module, model, parts, folder, order)
         folder.finish(figures)
     return figures
+
+
+def run_figure(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute a part of a figure of the paper on training dynamics.
+
+    Parameters
+    ----------
+    order
+        ``figure``, ``part``, ``settings`` and ``seeds`` as :func:`seqattn.dynamics.figures.compute` takes them,
+        ``versions`` that must be found, and the ``folder`` for its curves.
+
+    Returns
+    -------
+    ``values``, a list of dicts, and ``seconds``. The curves are written to ``curves.parquet`` in the folder.
+    """
+    from seqattn.dynamics.figures import compute
+
+    _check("versions", order["versions"], deciding(versions()))
+    began = time.perf_counter()
+    found = compute(order["figure"], order["part"], order["settings"], order["seeds"])
+    found.curves.write_parquet(Path(order["folder"], "curves.parquet"))
+    return {"values": found.values.to_dicts(), "seconds": round(time.perf_counter() - began, 2)}
 
 
 def _check(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:

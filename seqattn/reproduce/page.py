@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -14,39 +14,15 @@ from seqattn.errors import MissingDependencyError
 from seqattn.reproduce import standing
 from seqattn.reproduce.contest import Contest
 from seqattn.reproduce.grid import Metric, Published
+from seqattn.reproduce.markup import page_html, table_html, table_md
 from seqattn.reproduce.summary import COLUMNS, Summary
 
 __all__ = ["html", "introduction", "lines", "markdown", "remarks", "write"]
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1f23; --paper: #ffffff; --soft: #f2f4f7; --line: #d4d9e0; --pale: #5b6470;
-  --bad: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --paper: #16191d; --soft: #20252b; --line: #3a414a; --pale: #9aa4b0; --bad: #ff8a80; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 76rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p, li { max-width: 52rem; } .pale { color: var(--pale); } .bad { color: var(--bad); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-th { background: var(--soft); } th:first-child, td:first-child, .text td, .text th { text-align: left; }
-tr.theirs td, td.theirs { color: var(--pale); font-style: italic; } tr.first td { border-top: 2px solid var(--line); }
-.small { font-size: .8em; color: var(--pale); } code { font-size: .85em; white-space: pre-wrap; }
-.text td { white-space: normal; vertical-align: top; } summary { cursor: pointer; } a { color: inherit; }
-figure { margin: 1rem 0; overflow-x: auto; } svg { height: auto; min-width: 42rem; } svg text { fill: currentColor; }
-"""
-
-
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{style}</style></head><body>
-"""
 # The mean over data sets that have a figure, as a column beside them.
 _MEAN = "mean (data sets)"
 # Above so many data sets tables have one in each line.
 _MANY = 10
-_FOOT = "\n</body></html>\n"
 
 
 def _value(value: float | None, decimals: int = 4) -> str:
@@ -160,12 +136,12 @@ def markdown(summary: Summary) -> str:
     ]
     heads = [summary.main.title, *_columns(summary)]
     turned = list(map(list, zip(heads, *rows, strict=True)))
-    parts.append(_table_md(turned[0], turned[1:]) if _is_long(summary) else _table_md(heads, rows))
+    parts.append(table_md(turned[0], turned[1:]) if _is_long(summary) else table_md(heads, rows))
     if summary.comparisons:
-        parts += [f"## {_COMPARED}", _comparison_text(summary), _table_md(*_comparison_rows(summary))]
+        parts += [f"## {_COMPARED}", _comparison_text(summary), table_md(*_comparison_rows(summary))]
     parts.append("## Ranks")
     for each in summary.contests:
-        parts += [standing.text(summary.grid, each), _table_md(*standing.rows(summary.grid, each))]
+        parts += [standing.text(summary.grid, each), table_md(*standing.rows(summary.grid, each))]
         parts += filter(None, [standing.groups(each)])
     if not summary.contests:
         parts.append(standing.NONE)
@@ -184,11 +160,6 @@ def _bold(summary: Summary, name: str, cells: Sequence[str], theirs: bool) -> li
         f"**{cell}**" if cell and not theirs and name in summary.best(dataset) else cell
         for dataset, cell in zip(_columns(summary), cells, strict=True)
     ]
-
-
-def _table_md(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    every = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in every)
 
 
 _COMPARED = "Against the best baseline, case by case"
@@ -301,7 +272,7 @@ def html(summary: Summary) -> str:
     parts += [_failed_html(summary), _pivot_html(summary, summary.main), *_plots(summary)]
     if summary.comparisons:
         parts += [f"<h2>{_COMPARED}</h2><p>{escape(_comparison_text(summary))}</p>"]
-        parts += [_table_html(*_comparison_rows(summary)), _picture(summary, "differences")]
+        parts += [table_html(*_comparison_rows(summary)), _picture(summary, "differences")]
     parts += ["<h2>Ranks</h2>", _contests_html(summary, summary.main) or f"<p>{standing.NONE}</p>"]
     parts += [
         "<h2>Further metrics</h2>",
@@ -311,16 +282,14 @@ def html(summary: Summary) -> str:
         items = "".join(f"<li>{escape(line)}</li>" for line in found)
         parts.append(f'<h2 id="{title.lower().replace(" ", "-")}">{title}</h2><ul>{items}</ul>')
     parts += [_runs_html(summary), _versions_html(summary)]
-    return (
-        _HEAD.format(title=escape(summary.grid.title), style=_STYLE) + "\n".join(filter(None, parts)) + _FOOT
-    )
+    return page_html(summary.grid.title, parts)
 
 
 def _contests_html(summary: Summary, metric: Metric) -> str:
     parts = []
     for place, each in enumerate(summary.contests_by(metric)):
         parts += [f"<p>{escape(standing.text(summary.grid, each))}</p>"]
-        parts += [_table_html(*standing.rows(summary.grid, each))]
+        parts += [table_html(*standing.rows(summary.grid, each))]
         if each.is_tested:
             parts.append(_drawn(partial(_ranks_drawn, found=each, name=f"{metric.name}{place}")))
             parts.append(f"<p>{escape(standing.groups(each))}</p>")
@@ -392,12 +361,6 @@ def _cell_html(summary: Summary, dataset: str, model: str, text: str, theirs: bo
     return f'<td title="95 % interval over seeds: {_value(found.low)} to {_value(found.high)}">{shown}</td>'
 
 
-def _table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    head = "".join(f"<th>{escape(each)}</th>" for each in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _plots(summary: Summary) -> list[str]:
     if not summary.spreads:
         return ["<p>No cell is complete.</p>"]
@@ -432,7 +395,7 @@ def _runs_html(summary: Summary) -> str:
         for record in [*summary.result.complete, *summary.result.failed]
     ]
     heads = ["data", "model", "seed", summary.main.title, "seconds", "best epoch", "ended", "command"]
-    table = _table_html(heads, rows, "text")
+    table = table_html(heads, rows, "text")
     return f"<h2>Runs</h2><details><summary>{len(rows)} cells with seconds and commands</summary>{table}</details>"
 
 

@@ -53,7 +53,8 @@ __all__ = [
 class Observer(Protocol):
     """What the fit loop calls while it trains.
 
-    An observer may have a further method ``begin_epoch(number)``, called before each epoch. One that keeps something
+    An observer may have a further method ``begin_epoch(number)``, called before each epoch, ``attach(module)``, called
+    with what is trained before all else, and ``batch(batch)``, called before each loss. One that keeps something
     in the checkpoint has ``state()``, which returns tensors by name after each epoch, and ``restore(tensors)``, called
     with them before ``begin`` where a fit goes on; names are shared by all observers. What an observer raises ends the
     fit and reaches the caller unchanged; the epoch it was shown is then not in the checkpoint.
@@ -171,6 +172,8 @@ def fit_module(
     marks = {**_settings_identity(run), **(identity or {})}
     was_training = module.training
     run.processes.require_same(marks)
+    run.watchers = [each for each in observers if hasattr(each, "batch")] if run.processes.rank == 0 else []
+    _tell(run, (each for each in observers if hasattr(each, "attach")), "attach", module)
     try:
         run.processes.copy_weights(module)
         if place is not None:
@@ -211,6 +214,7 @@ class _Run:
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimiser = (optimiser or _adam)(self.parameters, settings)
         self.history = History()
+        self.watchers: list[Any] = []
         self.finished = False
         self.best: dict[str, Tensor] | None = None
 
@@ -385,8 +389,11 @@ def _follow(loss: Loss) -> Loss:
 
 
 def _loss(run: _Run, batch: Any) -> Loss:
+    batch = batch.to(run.device)
+    for watcher in run.watchers:
+        watcher.batch(batch)
     with autocast(run.settings.precision, run.device):
-        loss = run.loss(batch.to(run.device))
+        loss = run.loss(batch)
     return Loss(loss.total + commitment_loss(run.module), loss.count, loss.parts)
 
 
