@@ -88,7 +88,7 @@ class Fitting(Explaining):
             ``random_state``: with None each fit is another one.
         observers
             Told of every epoch, see :class:`seqattn.train.loop.Observer`; of several networks one after the other, with
-            their number from 1 as ``member``.
+            their number from 0 as ``member``.
         watch
             Further cases with labels, whose accuracy after each epoch is written into ``history_`` as
             ``watched_accuracy`` and changes nothing. With test data it shows what choosing the epoch on them, as some
@@ -422,7 +422,7 @@ class Fitting(Explaining):
             observers=observers,
             checkpoint=checkpoint,
             identity=identity,
-            about={"member": member + 1} if self.n_members > 1 else None,
+            about={"member": member} if self.n_members > 1 else None,
         )
         module.eval()
         return history

@@ -142,7 +142,7 @@ class JsonLog(Observer):
 
 def _place(record: Mapping[str, Any]) -> tuple[float, float]:
     """Return what lines are ordered by: module and epoch."""
-    return float(record.get("member", 1)), float(record["epoch"])
+    return float(record.get("member", 0)), float(record["epoch"])
 
 
 def _place_of(line: str) -> tuple[float, float]:
