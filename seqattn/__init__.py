@@ -155,5 +155,6 @@ def task(name: str) -> ModuleType:
 
     known = (*TASKS, *STUDIES)
     if name not in known:
-        raise ParameterError(f"There is no task {name!r}. Tasks: {', '.join(known)}.{suggest(name, known)}")
+        listed = f"Tasks: {', '.join(TASKS)}; studies: {', '.join(STUDIES)}."
+        raise ParameterError(f"There is no task {name!r}. {listed}{suggest(name, known)}")
     return importlib.import_module(f"seqattn.{name}.task")

@@ -448,7 +448,7 @@ MISTAKES = {
     "unknown task": (
         "fit hawks",
         2,
-        "There is no task 'hawks'. Tasks: hawkes, classify, recommend. Did you mean 'hawkes'?",
+        "There is no task 'hawks'. Tasks: hawkes, classify, recommend; studies: dynamics. Did you mean 'hawkes'?",
     ),
     "unknown model": ("fit hawkes --model saph", 2, "Did you mean 'sahp'?"),
     "unknown data": ("fit hawkes --data taxii", 3, "Did you mean 'taxi'?"),

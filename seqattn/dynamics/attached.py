@@ -158,7 +158,13 @@ class AttentionRecorder:
             self._hooks.append(part.register_forward_pre_hook(hook, with_kwargs=True))
 
     def begin(self, settings: FitSettings) -> None:
-        """Do nothing."""
+        """Do nothing.
+
+        Parameters
+        ----------
+        settings
+            The settings of the fit.
+        """
 
     def begin_epoch(self, number: int) -> None:
         """Look at the next batches.
@@ -189,13 +195,25 @@ class AttentionRecorder:
         )
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Look at no further batch, and write the file."""
+        """Look at no further batch, and write the file.
+
+        Parameters
+        ----------
+        record
+            The epoch's record.
+        """
         self._due = set()
         if self.path is not None:
             self.to_parquet(self.path)
 
     def end(self, history: History) -> None:
-        """Let the module go."""
+        """Let the module go.
+
+        Parameters
+        ----------
+        history
+            All epochs.
+        """
         self._release()
 
     def state(self) -> dict[str, Tensor]:
@@ -204,7 +222,13 @@ class AttentionRecorder:
         return {_KEPT: rows}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back the records of this member from before an interruption."""
+        """Take back the records of this member from before an interruption.
+
+        Parameters
+        ----------
+        tensors
+            What :meth:`state` returned then.
+        """
         if _KEPT in tensors:
             self._rows = [(self._member, *row[1:]) for row in tensors[_KEPT].tolist()]
 
