@@ -53,6 +53,7 @@ class MQSATEDRecommender(NetworkRecommender):
         Rate of Adam, and users per step.
     epochs, patience
         Most passes over the users, and epochs without a better NDCG at 20 after which training stops; None goes on.
+        ``"auto"``: 20, and None with ``mode="paper"``.
     eval_every, eval_users
         Every how many epochs to validate, and on how many users drawn at random; None for all. The best epoch is
         always scored on all.
@@ -79,7 +80,8 @@ class MQSATEDRecommender(NetworkRecommender):
     mode
         ``"paper"``: as the authors' code has it. Histories are cut to the last ``max_len`` rows before anything is
         counted or masked; the longest input of training is one shorter; an answer "no item" with score 0 is part of
-        the softmax; norms add 1e-24; Adam adds its small number before the correction; all epochs run.
+        the softmax; norms add 1e-24; Adam adds its small number before the correction; all epochs
+        run unless ``patience`` is a number.
     attention
         Who sees whom: a pattern of :mod:`seqattn.attention`, or its text.
     device
@@ -158,7 +160,7 @@ class MQSATEDRecommender(NetworkRecommender):
         learning_rate: float = 1e-3,
         batch_size: int = 256,
         epochs: int = 200,
-        patience: int | None = 20,
+        patience: int | str | None = "auto",
         eval_every: int = 1,
         eval_users: int | None = None,
         loss: str = "auto",
@@ -255,7 +257,7 @@ class SASRecRecommender(NetworkRecommender):
         learning_rate: float = 1e-3,
         batch_size: int = 256,
         epochs: int = 200,
-        patience: int | None = 20,
+        patience: int | str | None = "auto",
         eval_every: int = 1,
         eval_users: int | None = None,
         loss: str = "auto",

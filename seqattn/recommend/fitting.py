@@ -83,6 +83,9 @@ class NetworkRecommender(Recommender):
         for name in ("max_successors", "eval_users"):
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name))
+        if self.patience is not None and self.patience != "auto":
+            allowed = "a whole number of at least 1, None or 'auto'"
+            _require("patience", self.patience, _is_whole(self.patience), allowed)
         self._check_ranges()
         self._check_together()
         check_promises(as_pattern(self.attention), causal=True, cross=False)
@@ -213,11 +216,12 @@ class NetworkRecommender(Recommender):
             is_half=self.precision == "bf16",
         )
 
-    def _settings(self, seed: int, epochs: int, patience: int | None) -> FitSettings:
+    def _settings(self, seed: int, epochs: int, *, validates: bool) -> FitSettings:
+        patience = (None if self._is_paper else 20) if self.patience == "auto" else self.patience
         return FitSettings(
             epochs=epochs,
             learning_rate=self.learning_rate,
-            patience=None if self._is_paper else patience,
+            patience=patience if validates else None,
             clip=None,
             weight_decay=self.l2,
             device=self.device,
@@ -252,7 +256,7 @@ class NetworkRecommender(Recommender):
                 objective,
                 batches,
                 validated if held_out else None,
-                self._settings(seed, epochs, self.patience if held_out else None),
+                self._settings(seed, epochs, validates=bool(held_out)),
                 observers=[*observers, *([Progress()] if self.verbose else [])],
                 checkpoint=checkpoint,
                 identity=identity,
@@ -387,9 +391,12 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ParameterError(f"{name}={value!r} is not known. Use one of {words}.{suggest(value, allowed)}")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
 def _check_whole(name: str, value: Any) -> None:
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    _require(name, value, is_whole and value >= 1, "a whole number of at least 1")
+    _require(name, value, _is_whole(value), "a whole number of at least 1")
 
 
 def _check_number(name: str, value: Any, holds: Callable[[Any], bool], allowed: str) -> None:

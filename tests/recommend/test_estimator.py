@@ -232,10 +232,11 @@ def test_new_rows_bring_new_users_and_items_and_keep_what_was_learnt():
 
 def test_paper_mode_cuts_histories_before_anything_and_runs_all_epochs():
     log = random_table(1, longest=16)
-    model = MQSATEDRecommender(**SMALL | {"epochs": 5, "learning_rate": 1e-8}, patience=1, mode="paper").fit(
-        log
-    )
-    assert len(model.fit_history_.records) == 5
+    still = SMALL | {"epochs": 25, "learning_rate": 1e-9}
+    model = MQSATEDRecommender(**still, mode="paper").fit(log)
+    assert len(model.fit_history_.records) == 25
+    assert len(MQSATEDRecommender(**still, mode="paper", patience=1).fit(log).fit_history_.records) < 5
+    assert len(MQSATEDRecommender(**still).fit(log).fit_history_.records) < 25
     whole = Interactions.of(log)
     kept = latest(whole.keep(~_last(whole)), 8)
     assert np.array_equal(model.training_.items, kept.items)
