@@ -36,6 +36,9 @@ class MQSATEDRecommender(NetworkRecommender):
         Share of units, and of attention, dropped while training.
     kd_weight
         :math:`\lambda`; 0 for no distillation.
+    kd_share
+        Share of the positions of a step that are distilled, drawn at random; they stand for all. ``"auto"``: 0.25, and
+        1 with ``mode="paper"``.
     teacher_mass
         Share that the teacher gives an item's only successor; its temperature follows from it and the size of the
         catalogue. Not used where ``tau_teacher`` is given.
@@ -151,6 +154,7 @@ class MQSATEDRecommender(NetworkRecommender):
         alpha: float = 0.5,
         dropout: float = 0.5,
         kd_weight: float = 0.1,
+        kd_share: float | str = "auto",
         teacher_mass: float = 0.65,
         tau_teacher: float | None = None,
         tau_student: float = 0.1,
@@ -186,6 +190,7 @@ class MQSATEDRecommender(NetworkRecommender):
         self.alpha = alpha
         self.dropout = dropout
         self.kd_weight = kd_weight
+        self.kd_share = kd_share
         self.teacher_mass = teacher_mass
         self.tau_teacher = tau_teacher
         self.tau_student = tau_student

@@ -33,6 +33,9 @@ from seqattn.train.settings import FitSettings, resolve_device
 
 __all__ = ["NetworkRecommender"]
 
+# Half of the time of an exact step is distillation. A quarter of the positions, each step others, does as well.
+_KD_SHARE = 0.25
+
 _CHOICES = {
     "loss": ("auto", "full", "sampled"),
     "negatives": NEGATIVES,
@@ -56,6 +59,7 @@ class NetworkRecommender(Recommender):
     alpha: float = 1.0
     window: int = 1
     kd_weight: float = 0.0
+    kd_share: float | str = "auto"
     teacher_mass: float = 0.65
     tau_teacher: float | None = None
     tau_student: float = 0.1
@@ -93,6 +97,10 @@ class NetworkRecommender(Recommender):
     def _check_ranges(self) -> None:
         _check_number("alpha", self.alpha, lambda x: 0 <= x <= 1, "a number from 0 to 1")
         _check_number("dropout", self.dropout, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+        if self.kd_share != "auto":
+            _check_number(
+                "kd_share", self.kd_share, lambda x: 0 < x <= 1, "a number above 0, up to 1, or 'auto'"
+            )
         _check_number("teacher_mass", self.teacher_mass, lambda x: 0 < x < 1, "a number between 0 and 1")
         for name in ("kd_weight", "l2"):
             _check_number(name, getattr(self, name), lambda x: 0 <= x < np.inf, "0 or a positive number")
@@ -202,6 +210,12 @@ class NetworkRecommender(Recommender):
             attention=self.attention,
         )
 
+    @property
+    def _distilled_share(self) -> float:
+        if self.kd_share == "auto":
+            return 1.0 if self._is_paper else _KD_SHARE
+        return float(self.kd_share)
+
     def _objective(self, popularity: np.ndarray) -> Objective:
         n_items = len(popularity)
         sampled, distils = self.loss_ == "sampled", self.kd_weight > 0
@@ -210,6 +224,7 @@ class NetworkRecommender(Recommender):
             Teacher(self.transitions_, self._temperature(n_items)) if distils else None,
             Proposal(self.negatives, self.n_negatives, popularity) if sampled else None,
             kd_weight=self.kd_weight,
+            kd_share=self._distilled_share,
             tau_student=self.tau_student,
             zero_class=self._is_paper,
             memory_mb=self.loss_memory_mb,

@@ -42,6 +42,8 @@ class Objective(nn.Module):
         Draws negatives; None for the exact losses.
     kd_weight
         :math:`\lambda`.
+    kd_share
+        Share of the positions of a batch that are distilled, drawn at random; they stand for the rest.
     tau_student
         Temperature of the student.
     zero_class
@@ -59,6 +61,7 @@ class Objective(nn.Module):
         proposal: Proposal | None,
         *,
         kd_weight: float,
+        kd_share: float,
         tau_student: float,
         zero_class: bool,
         memory_mb: float,
@@ -66,7 +69,8 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.teacher, self.proposal = network, teacher, proposal
-        self.kd_weight, self.tau_student, self.zero_class = kd_weight, tau_student, zero_class
+        self.kd_weight, self.kd_share = kd_weight, kd_share
+        self.tau_student, self.zero_class = tau_student, zero_class
         self.memory_mb, self.is_half = memory_mb, is_half
 
     def loss(self, batch: HistoryBatch | HeldOut) -> Loss:
@@ -96,17 +100,28 @@ class Objective(nn.Module):
         rec = ranking_loss(states, _targets(batch), table, zero_class=self.zero_class, **options)
         found = {"rec": rec}
         if self.teacher is not None:
-            heads = self._heads(embedded)
-            found["kd"] = distillation_loss(heads, batch.items, table, self.teacher, **options)
+            at, weight = self._distilled(batch)
+            heads = self._heads(embedded[at])
+            found["kd"] = weight * distillation_loss(heads, batch.items[at], table, self.teacher, **options)
         return found
+
+    def _distilled(self, batch: HistoryBatch) -> tuple[Tensor | slice, float]:
+        """Return the positions whose transitions are distilled in this step, and how many each stands for."""
+        n = len(batch.items)
+        wanted = max(1, round(self.kd_share * n))
+        if wanted == n:
+            return slice(None), 1.0
+        # Drawn on the CPU on every device.
+        return torch.randperm(n)[:wanted].to(batch.items.device), n / wanted
 
     def _sampled(self, batch: HistoryBatch, proposal: Proposal) -> dict[str, Tensor]:
         """Return the losses from the rows of the table that the step touches, which alone get a gradient."""
         targets = _targets(batch)
         drawn = proposal(targets)
         wanted = [batch.items, targets, drawn.items]
+        at, weight = self._distilled(batch)
         if self.teacher is not None:
-            wanted.append(self.teacher.rows(batch.items.unique())[1])
+            wanted.append(self.teacher.rows(batch.items[at].unique())[1])
         touched, place = torch.cat(wanted).unique(return_inverse=True)
         rows = embedding(touched, self.network.table, sparse=True)
         embedded, right, wrong, *successors = (
@@ -118,8 +133,9 @@ class Objective(nn.Module):
             found = {"rec": rank(states, targets, right, wrong, drawn)}
             if self.teacher is not None:
                 distil = partial(sampled_distillation_loss, memory_mb=self.memory_mb)
-                heads = self._heads(embedded)
-                found["kd"] = distil(heads, batch.items, wrong, successors[0], self.teacher, drawn)
+                heads = self._heads(embedded[at])
+                kd = distil(heads, batch.items[at], wrong, successors[0], self.teacher, drawn)
+                found["kd"] = weight * kd
         return found
 
     def _heads(self, embedded: Tensor) -> Tensor:

@@ -72,7 +72,13 @@ def test_three_steps_are_those_of_the_formulas_written_out(mode):
                 else (square / long).sqrt() + 1e-8
             )
             value.data -= RATE * mean / short / root
-    options = {"kd_weight": WEIGHT, "tau_teacher": TAU_TEACHER, "tau_student": TAU_STUDENT, "l2": L2}
+    options = {
+        "kd_weight": WEIGHT,
+        "kd_share": 1.0,
+        "tau_teacher": TAU_TEACHER,
+        "tau_student": TAU_STUDENT,
+        "l2": L2,
+    }
     model = MQSATEDRecommender(
         **SETTINGS, **options, learning_rate=RATE, dropout=0.0, batch_size=1000, epochs=3, mode=mode,
         precision="float64", random_state=0, device="cpu",

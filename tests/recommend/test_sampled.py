@@ -143,16 +143,40 @@ def test_popular_items_are_drawn_by_one_more_than_their_count():
     assert (counts / counts.sum() - wanted).abs().max() < 0.02
 
 
-def objective(n_items, n_negatives, lists=LISTS):
+def objective(n_items, n_negatives, lists=LISTS, kd_share=1.0):
     network = MultiQueryNetwork(n_items, d_model=8, max_len=10, dropout=0.0)
     teacher = Teacher(transitions(lists, n_items), 0.2)
     proposal = Proposal("uniform", n_negatives, np.ones(n_items))
     options = {"kd_weight": 0.1, "tau_student": 0.1, "zero_class": False, "memory_mb": 16, "is_half": False}
+    options["kd_share"] = kd_share
     return [Objective(network, teacher, each, **options) for each in (None, proposal)]
 
 
 def batch():
     return HistoryBatch(ITEMS, Layout.of([5, 3]), TARGETS)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["exact", "sampled"])
+def test_distilling_a_part_of_the_positions_is_right_on_average(which, monkeypatch):
+    """Eight positions, two at a time: the four draws that make a whole have the mean of all at once."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = objective(N, N)[which]
+        part = objective(N, N, kd_share=0.25)[which]
+    part.network.load_state_dict(whole.network.state_dict())
+    order, found, grad = torch.tensor([3, 0, 6, 1, 7, 2, 5, 4]), [], 0.0
+    for first in range(0, 8, 2):
+        drawn = lambda n, first=first, **_: order.roll(-first) if n == 8 else torch.arange(n)  # noqa: E731
+        monkeypatch.setattr(torch, "randperm", drawn)
+        found.append(part.loss(batch()))
+        grad += torch.autograd.grad(found[-1].total, part.network.table)[0].to_dense() / 4
+    monkeypatch.undo()
+    wanted = whole.loss(batch())
+    assert len({round(float(loss.parts["kd"]), 6) for loss in found}) == 4
+    assert torch.isclose(sum(loss.parts["kd"] for loss in found) / 4, wanted.parts["kd"], rtol=1e-5)
+    assert all(torch.isclose(loss.parts["rec"], wanted.parts["rec"], rtol=1e-5) for loss in found)
+    exact = torch.autograd.grad(wanted.total, whole.network.table)[0].to_dense()
+    torch.testing.assert_close(grad, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_the_objective_with_all_items_as_negatives_is_the_exact_one_with_a_sparse_gradient():
