@@ -88,8 +88,8 @@ class NetworkRecommender(Recommender):
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name))
         if self.patience is not None and self.patience != "auto":
-            allowed = "a whole number of at least 1, None or 'auto'"
-            _require("patience", self.patience, _is_whole(self.patience), allowed)
+            words = "a whole number of at least 1, None or 'auto'"
+            _require("patience", self.patience, _is_whole(self.patience), words)
         self._check_ranges()
         self._check_together()
         check_promises(as_pattern(self.attention), causal=True, cross=False)
@@ -407,7 +407,7 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _check_whole(name: str, value: Any) -> None:
