@@ -92,7 +92,10 @@ def parts_of(figure: str, settings: Mapping[str, Any]) -> list[str]:
     if figure == "figure7":
         return [_layers(count) for count in settings["n_layers"]]
     if figure == "figure10":
-        return [*(f"rate {rate:g}" for rate in settings["rates"]), *([_FREE] if settings["free_rates"] else [])]
+        return [
+            *(f"rate {rate:g}" for rate in settings["rates"]),
+            *([_FREE] if settings["free_rates"] else []),
+        ]
     return ["all"]
 
 
@@ -288,10 +291,14 @@ def memory_of(part: str, settings: Mapping[str, Any], n_seeds: int) -> int:
     n_seeds
         Number of seeds.
     """
-    n_words = sum(path.stat().st_size for path in Path(settings["text"]).glob("*.txt") if path.stem != "test") / 4
+    n_words = (
+        sum(path.stat().st_size for path in Path(settings["text"]).glob("*.txt") if path.stem != "test") / 4
+    )
     free = part == _FREE
     n_runs = len(settings["free_rates"]) * n_seeds if free else 0
-    return memory(plan_of(settings, part), int(n_words), settings["free_vocab" if free else "max_vocab"] + 1, n_runs)
+    return memory(
+        plan_of(settings, part), int(n_words), settings["free_vocab" if free else "max_vocab"] + 1, n_runs
+    )
 
 
 def _every(n_steps: int, every: int) -> tuple[int, ...]:

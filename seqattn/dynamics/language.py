@@ -63,7 +63,13 @@ class TextPlan:
             raise ParameterError(
                 f"record_at={self.record_at!r} is not allowed. Give rising whole numbers, at least 0."
             )
-        for name, least in (("window", 2), ("batch_size", 1), ("n_valid", 1), ("d_model", 2), ("n_layers", 1)):
+        for name, least in (
+            ("window", 2),
+            ("batch_size", 1),
+            ("n_valid", 1),
+            ("d_model", 2),
+            ("n_layers", 1),
+        ):
             if getattr(self, name) < least:
                 raise ParameterError(
                     f"{name}={getattr(self, name)!r} is not allowed. Give a whole number, at least {least}."
@@ -121,7 +127,9 @@ def memory(plan: TextPlan, n_words: int, n_tokens: int, n_runs: int = 0) -> int:
         return text + 4 * n_runs * (6 * 2 * n_tokens**2 + 8 * plan.batch_size * n_tokens)
     places = plan.batch_size * plan.window
     layers = plan.n_layers * (24 * plan.d_model + 3 * plan.window)
-    numbers = places * (6 * n_tokens + layers) + 4 * (2 * n_tokens * plan.d_model + plan.n_layers * 6 * plan.d_model**2)
+    numbers = places * (6 * n_tokens + layers) + 4 * (
+        2 * n_tokens * plan.d_model + plan.n_layers * 6 * plan.d_model**2
+    )
     # What torch loads with its first products, and freed blocks that the allocator keeps: 80 MB were measured.
     return text + 4 * numbers + 100_000_000
 
@@ -129,8 +137,8 @@ def memory(plan: TextPlan, n_words: int, n_tokens: int, n_runs: int = 0) -> int:
 class LanguageModel(nn.Module):
     """Ordinary layers of attention that predict the next word: embedding with positions, layers, decoder.
 
-    Each layer is attention and, if asked for, a feed-forward map of the same width, each with a residual connection and a
-    norm after it.
+    Each layer is attention and, if asked for, a feed-forward map of the same width, each with a residual connection
+    and a norm after it.
 
     Parameters
     ----------
@@ -304,8 +312,10 @@ def _recorded(model: LanguageModel, corpus: Corpus, plan: TextPlan, step: int) -
     first = torch.from_numpy(windows(corpus.valid, starts[:1], plan.window)[0])
     maps = torch.stack(model.look(first, _Map)).numpy()
     model.train()
-    means = (float(torch.cat(values).double().mean()) for values in (losses, entropies, shares))
-    return TextRecord(step, *means, maps=maps)
+    loss, entropy, share = (
+        float(torch.cat(values).double().mean()) for values in (losses, entropies, shares)
+    )
+    return TextRecord(step, loss, entropy, share, maps)
 
 
 def follow_free(
@@ -333,7 +343,9 @@ def follow_free(
     """
     runs = [(lr_y, lr_z, number) for lr_y, lr_z in rates for number in range(len(seeds))]
     n_tokens = len(corpus.names)
-    parameters = Parameters(torch.zeros(len(runs), n_tokens, n_tokens), torch.zeros(len(runs), n_tokens, n_tokens))
+    parameters = Parameters(
+        torch.zeros(len(runs), n_tokens, n_tokens), torch.zeros(len(runs), n_tokens, n_tokens)
+    )
     by_run = [torch.tensor([run[part] for run in runs])[:, None, None] for part in (0, 1)]
     which = np.array([run[2] for run in runs])
     rngs = [np.random.default_rng([seed, 1]) for seed in seeds]
@@ -356,7 +368,9 @@ def _examples(
     which: NDArray[np.int64],
 ) -> Examples:
     """Counts of the words before each query, by run."""
-    seen, following = (np.stack(part) for part in zip(*(windows(text, own, plan.window) for own in starts), strict=True))
+    seen, following = (
+        np.stack(part) for part in zip(*(windows(text, own, plan.window) for own in starts), strict=True)
+    )
     mass = torch.zeros(*seen.shape[:2], n_tokens)
     mass.scatter_add_(-1, torch.from_numpy(seen[..., :-1]), torch.ones(*seen.shape[:2], plan.window - 1))
     query, label = seen[..., -1], following[..., -1]

@@ -56,7 +56,7 @@ def lines_of(path: str | Path) -> Iterator[list[str]]:
         The file is not in UTF-8, or is no file that can be read; says where.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             for line in file:
                 yield from words(line)
     except UnicodeDecodeError as error:
@@ -135,7 +135,8 @@ def even_starts(n_words: int, window: int, n: int) -> Int[np.ndarray, " windows"
 def _room(n_words: int, window: int) -> int:
     if n_words <= window:
         raise DataError(
-            f"The text has {n_words} words, a window {window} and one to predict. Give a longer text or a shorter window."
+            f"The text has {n_words} words, a window {window} and one to predict. Give a longer text, or a shorter "
+            "window."
         )
     return n_words - window
 

@@ -115,7 +115,8 @@ def run_figure(order: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    ``values``, a list of dicts, ``seconds`` and ``memory_mb``, the rise of the memory. The curves are written to ``curves.parquet`` in the folder.
+    ``values``, a list of dicts, ``seconds`` and ``memory_mb``, the rise of the memory. The curves are written to
+    ``curves.parquet`` in the folder.
     """
     from seqattn.dynamics.figures import compute
 
@@ -124,7 +125,11 @@ def run_figure(order: Mapping[str, Any]) -> dict[str, Any]:
     found = compute(order["figure"], order["part"], order["settings"], order["seeds"])
     found.curves.write_parquet(Path(order["folder"], "curves.parquet"))
     seconds = round(time.perf_counter() - began, 2)
-    return {"values": found.values.to_dicts(), "seconds": seconds, "memory_mb": round(memory.above_start(), 1)}
+    return {
+        "values": found.values.to_dicts(),
+        "seconds": seconds,
+        "memory_mb": round(memory.above_start(), 1),
+    }
 
 
 def _check(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:

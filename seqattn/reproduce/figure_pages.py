@@ -81,7 +81,8 @@ def _checked(found: Figures, figure: Figure) -> Iterator[str]:
         wrong = sum(sign * (after - before) <= 0 for before, after in pairwise(means))
         seeds = set.intersection(*(set(own) for own in values))
         kept = sum(
-            all(sign * (after[seed] - before[seed]) > 0 for before, after in pairwise(values)) for seed in seeds
+            all(sign * (after[seed] - before[seed]) > 0 for before, after in pairwise(values))
+            for seed in seeds
         )
         ends = "" if sign * (means[-1] - means[0]) > 0 else ", and not from the first to the last"
         told = "holds" if not wrong else f"does not hold in {wrong} of {len(means) - 1} steps{ends}"
