@@ -26,7 +26,9 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--datasets", metavar="A,B", callback=_names, help="Data sets.  [default: all of the table]")
 @click.option("--models", metavar="A,B", callback=_names, help="Models.  [default: all of the table]")
 @click.option(
-    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds, from --seed on."
+    "--seeds",
+    type=click.IntRange(1),
+    help="How many seeds, from --seed on.  [default: 3; figure 6 of dynamics 10]",
 )
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Cells at the same time."
@@ -47,6 +49,7 @@ def reproduce(
     device: str | None,
     config: str | None,
     output: str | None,
+    seeds: int | None,
     **given: Any,
 ) -> None:
     """Run the grid of TABLE, such as tpp, and print its figures beside published ones.
@@ -67,7 +70,7 @@ def reproduce(
     folder = Path(output) if output else Path("runs", f"reproduce-{table}")
     stopped(f"What was finished is in {str(folder)!r}; the same command goes on.")
     if table == "dynamics":
-        _figures(folder, settings, seed or 0, config, **given)
+        _figures(folder, settings, seed or 0, config, seeds=seeds, **given)
         return
     plan = Plan(
         noun=table,
@@ -77,6 +80,7 @@ def reproduce(
         settings=parse_pairs(settings, "--set"),
         config=config or "",
         quiet=flag("quiet"),
+        seeds=seeds or 3,
         **given,
     )
     result = work_off(plan)

@@ -33,6 +33,11 @@ def study() -> None:
 @study.command(epilog=example("study dynamics --text book.txt --set max_vocab=500 --output runs/book"))
 @options("data", "training", "machine")
 @click.option("--text", metavar="FILE", help="A text file; its words are the tokens.")
+@click.option(
+    "--task",
+    type=click.Choice(["hawkes", "recommend"]),
+    help="What --data are: types of events, or items of users.  [default: as the file or name tells]",
+)
 @click.option("--split", default="train", show_default=True, help="Part of a known data set or folder.")
 @click.option("--overwrite", is_flag=True, help="Replace another study in the folder.")
 @click.option("--output", metavar="DIR", help="Folder of the study.  [default: runs/study-dynamics]")
@@ -41,6 +46,7 @@ def dynamics(
     read: Sequence[str],
     settings: Sequence[str],
     text: str | None,
+    task: str | None,
     split: str,
     seed: int | None,
     device: str | None,
@@ -62,12 +68,14 @@ def dynamics(
 
     if text and data:
         raise ParameterError("Both --text and --data were given. Give one of them.")
+    if task and not data:
+        raise ParameterError("--task tells what --data are, but none were given. Give --data, or leave --task out.")
     folder = Path(output or "runs/study-dynamics")
     if (folder / "study.safetensors").exists() and not overwrite:
         raise ParameterError(
             f"{str(folder)!r} holds a study. Pass --overwrite, or name another folder with --output."
         )
-    X = _data(text, data, split, parse_pairs(read, "--read"))
+    X = _data(text, data, split, task, parse_pairs(read, "--read"))
     chosen = (SMALL if X is None else OWN) | parse_pairs(settings, "--set")
     if "ratio" in chosen:
         chosen["lr_y"] = parse_pairs(settings, "--set").get("lr_y")
@@ -95,16 +103,20 @@ def _published() -> Any:
     return syn_small()
 
 
-def _data(text: str | None, data: str | None, split: str, read: dict[str, Any]) -> Any:
+def _data(text: str | None, data: str | None, split: str, task: str | None, read: dict[str, Any]) -> Any:
     """Read own sequences; None for the published setting."""
     if text:
-        from seqattn.dynamics.own import words
+        from seqattn.dynamics.text import lines_of
 
-        return words(Path(text).read_text(encoding="utf-8"))
+        if read:
+            from seqattn.errors import ParameterError
+
+            raise ParameterError("--read names options of --data; a text has none. Leave it out.")
+        return list(lines_of(text))
     if data:
-        from seqattn.data.catalog import load_split
+        from seqattn.dynamics.task import load_own
 
-        return load_split(data, split, **read)
+        return load_own(data, split, task, **read)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tomllib
@@ -161,7 +162,9 @@ def searched(family: str) -> list[Location]:
         if not folder.is_dir():
             raise DataError(f"SEQATTN_DATA is {chosen!r}, which is not a folder. Correct or unset it.")
         places.insert(0, Location(folder / family, "SEQATTN_DATA"))
-    return [*places, Location(resource("datasets", family), "embedded")]
+    with contextlib.suppress(DataError):  # no text is embedded
+        places.append(Location(resource("datasets", family), "embedded"))
+    return places
 
 
 def find(name: str, family: str | None = None) -> Location:

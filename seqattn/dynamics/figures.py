@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,22 @@ from scipy.stats import spearmanr
 from seqattn.dynamics import theory
 from seqattn.dynamics.classes import SequenceClasses
 from seqattn.dynamics.generators import syn_medium, syn_small
+from seqattn.dynamics.language import TextPlan, TextRecord, follow_free, follow_layers, memory
 from seqattn.dynamics.result import StudyResult
 from seqattn.dynamics.study import ScanAndSnapStudy, sweep
+from seqattn.dynamics.text import Corpus, even_starts, read_corpus
 
-__all__ = ["CURVES", "FIGURES", "VALUES", "Found", "compute", "parts_of"]
+__all__ = ["CURVES", "FIGURES", "VALUES", "Found", "compute", "corpus_of", "memory_of", "parts_of", "plan_of"]
 
 VALUES = {"row": pl.String, "metric": pl.String, "seed": pl.Int64, "value": pl.Float64}
 CURVES = {"panel": pl.String, "series": pl.String, "seed": pl.Int64, "x": pl.Float64, "y": pl.Float64}
 
 # Points of a theoretical curve.
 _POINTS = 141
+# The part of figure 10 without layers.
+_FREE = "free logits"
+# Share of the steps after which attention to words is said to stay.
+_SETTLED = 0.4
 # Steps of the published heat maps, and the last one.
 _SHOWN = (0, 2, 4, 6, 8, 10)
 
@@ -80,7 +87,16 @@ def parts_of(figure: str, settings: Mapping[str, Any]) -> list[str]:
     >>> parts_of("figure6", {"queries": [1, 3]}), parts_of("figure3", {})
     (['1 query', '3 queries'], ['all'])
     """
-    return [_queries(count) for count in settings["queries"]] if figure == "figure6" else ["all"]
+    if figure == "figure6":
+        return [_queries(count) for count in settings["queries"]]
+    if figure == "figure7":
+        return [_layers(count) for count in settings["n_layers"]]
+    if figure == "figure10":
+        return [
+            *(f"rate {rate:g}" for rate in settings["rates"]),
+            *([_FREE] if settings["free_rates"] else []),
+        ]
+    return ["all"]
 
 
 def compute(figure: str, part: str, settings: Mapping[str, Any], seeds: Sequence[int]) -> Found:
@@ -104,6 +120,10 @@ def compute(figure: str, part: str, settings: Mapping[str, Any], seeds: Sequence
 
 def _queries(count: int) -> str:
     return f"{count} {'query' if count == 1 else 'queries'}"
+
+
+def _layers(count: int) -> str:
+    return f"{count} {'layer' if count == 1 else 'layers'}"
 
 
 def _growth(times: NDArray, settings: Mapping[str, Any], lr_y: float, lr_z: float) -> NDArray[np.float64]:
@@ -218,12 +238,122 @@ def _medium(sheet: _Sheet, part: str, settings: Mapping[str, Any], seeds: Sequen
         sheet.curve(part, f"rate {z:g}", [y / z], [end], seed)
 
 
+def corpus_of(settings: Mapping[str, Any], part: str = "") -> Corpus:
+    """Return the text that a part of a figure learns.
+
+    Parameters
+    ----------
+    settings
+        ``text``, the folder with ``train.txt`` and ``valid.txt``, and sizes of vocabularies.
+    part
+        The part; free logits have a vocabulary of their own size.
+    """
+    size = settings["free_vocab" if part == _FREE else "max_vocab"]
+    folder = Path(settings["text"])
+    return read_corpus(folder / "train.txt", folder / "valid.txt", size)
+
+
+def plan_of(settings: Mapping[str, Any], part: str) -> TextPlan:
+    """Return how a part of a figure learns a text.
+
+    Parameters
+    ----------
+    settings
+        What decides on the figure.
+    part
+        The part.
+    """
+    if part == _FREE:
+        return TextPlan(
+            record_at=_every(settings["free_steps"], settings["record_every"]),
+            window=settings["free_window"],
+            batch_size=settings["free_batch_size"],
+        )
+    own: dict[str, Any]
+    if "record_at" in settings:
+        own = {"n_layers": int(part.split()[0]), "record_at": tuple(settings["record_at"])}
+    else:
+        steps = _every(settings["n_steps"], settings["record_every"])
+        own = {"n_layers": settings["n_layers"], "record_at": steps}
+    names = ("window", "batch_size", "d_model", "dropout", "clip", "feed_forward", "lr_feed_forward")
+    return TextPlan(**own, **{name: settings[name] for name in names if name in settings})
+
+
+def memory_of(part: str, settings: Mapping[str, Any], n_seeds: int) -> int:
+    """Return the bytes that a part of a figure of text takes at the most, beside the program itself.
+
+    Parameters
+    ----------
+    part
+        The part.
+    settings
+        What decides on the figure, with ``text``.
+    n_seeds
+        Number of seeds.
+    """
+    n_words = (
+        sum(path.stat().st_size for path in Path(settings["text"]).glob("*.txt") if path.stem != "test") / 4
+    )
+    free = part == _FREE
+    n_runs = len(settings["free_rates"]) * n_seeds if free else 0
+    return memory(
+        plan_of(settings, part), int(n_words), settings["free_vocab" if free else "max_vocab"] + 1, n_runs
+    )
+
+
+def _every(n_steps: int, every: int) -> tuple[int, ...]:
+    return tuple(sorted({*range(0, n_steps, every), n_steps}))
+
+
+def _maps(sheet: _Sheet, part: str, settings: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    corpus, plan = corpus_of(settings), plan_of(settings, part)
+    start = even_starts(len(corpus.valid), plan.window, plan.n_valid)[0]
+    shown = [corpus.names[number] for number in corpus.valid[start : start + plan.window]]
+    for seed in seeds:
+        for record in follow_layers(corpus, plan, settings["rate"], seed):
+            _tell_text(sheet, f"{part}, step {record.step}", record, seed)
+            if seed == seeds[0] and record.maps is not None:
+                # As in the paper, the first layer.
+                for place, (word, weights) in enumerate(zip(shown, record.maps[0], strict=True)):
+                    panel = f"{part}, step {record.step}"
+                    sheet.curve(panel, f"{place:03d} {word}", np.arange(plan.window), weights, seed)
+
+
+def _text_entropy(sheet: _Sheet, part: str, settings: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    corpus, plan = corpus_of(settings, part), plan_of(settings, part)
+    if part == _FREE:
+        rates = [(float(lr_y), float(lr_z)) for lr_y, lr_z in settings["free_rates"]]
+        rows = [(f"{part}, rates {y:g} / {z:g}", seed) for y, z in rates for seed in seeds]
+        courses = list(zip(*follow_free(corpus, plan, rates, seeds), strict=True))
+    else:
+        rows = [(part, seed) for seed in seeds]
+        rate = float(part.removeprefix("rate "))
+        courses = [tuple(follow_layers(corpus, plan, rate, seed)) for seed in seeds]
+    for (row, seed), course in zip(rows, courses, strict=True):
+        panel = _FREE if part == _FREE else "layer"
+        steps, shares = [each.step for each in course], [each.entropy_share for each in course]
+        sheet.curve(panel, row.removeprefix(f"{_FREE}, "), steps, shares, seed)
+        _tell_text(sheet, row, course[-1], seed)
+        if part != _FREE:
+            middle = next(each for each in course if each.step >= _SETTLED * course[-1].step)
+            sheet.value(row, "late_change", course[-1].entropy / middle.entropy - 1, seed)
+
+
+def _tell_text(sheet: _Sheet, row: str, record: TextRecord, seed: int) -> None:
+    for metric in ("entropy", "entropy_share", "valid_loss", "frequency_order"):
+        value = record.loss if metric == "valid_loss" else getattr(record, metric)
+        if np.isfinite(value):
+            sheet.value(row, metric, value, seed)
+
+
 FIGURES: dict[str, Callable[[_Sheet, str, Mapping[str, Any], Sequence[int]], None]] = {
     "figure3": _odds,
     "figure4": _descent,
     "figure5": _adam,
     "figure6": _medium,
+    "figure7": _maps,
     "figure8": _decoder,
     "figure9": _exponent,
+    "figure10": _text_entropy,
 }
 """The figures by name, each with what computes a part of it."""

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
+from seqattn.data.interactions import Interactions
 from seqattn.data.sequences import Sequences
 from seqattn.data.table import as_frame, is_table
 from seqattn.dynamics.classes import SequenceClasses
@@ -137,7 +138,7 @@ def classes_from_sequences(
     ----------
     X
         A list of sequences of whole numbers or texts, a padded array of whole numbers with ``lengths``,
-        :class:`seqattn.Sequences`, or a table.
+        :class:`seqattn.Sequences`, interactions of users with items, or a table.
     context
         Most tokens of context.
     min_context
@@ -242,6 +243,8 @@ def _flat(X: Any, lengths: Any, columns: tuple[str, str, str]) -> tuple[pl.Serie
     """All tokens one after the other, and the lengths of the sequences."""
     if isinstance(X, Sequences):
         return X.label_series(X.types), np.asarray(X.lengths, dtype=np.int64)
+    if isinstance(X, Interactions):
+        return X.item_ids.gather(X.items), np.asarray(X.lengths, dtype=np.int64)
     if is_table(X):
         return _from_table(as_frame(X), columns)
     if isinstance(X, np.ndarray) and X.ndim == 2:

@@ -83,7 +83,10 @@ class Pictures:
             Axes to draw into; new ones by default.
         """
         result, axes = self.result_, _axes(ax)
+        is_log = quantity in ("speed", "balance_residual", "loss", "one_minus_alpha")
         values = _by_run(result, quantity)
+        if is_log:
+            values = _drawable(values)
         pairs = _pairs(result)
         for number, ((lr_y, lr_z), runs) in enumerate(pairs.items()):
             colour = _COLOURS[number % len(_COLOURS)]
@@ -94,12 +97,12 @@ class Pictures:
                     result.times, seeds.min(0), seeds.max(0), color=colour, alpha=0.2, linewidth=0
                 )
             if theory:
-                _draw_theory(axes, result.theory, quantity, (lr_y, lr_z), colour)
+                _draw_theory(axes, result, quantity, (lr_y, lr_z), colour, is_log)
         if len(pairs) == 1:
             _draw_times(axes, result)
         _time_axis(axes, result.times)
         axes.set_ylabel(_LABELS.get(quantity, quantity))
-        if quantity in ("speed", "balance_residual", "loss", "one_minus_alpha"):
+        if is_log:
             axes.set_yscale("log")
         axes.set_title(f"Course of {_LABELS.get(quantity, quantity).partition(' (')[0]}")
         axes.legend(fontsize="small")
@@ -332,19 +335,28 @@ def _cells(result: StudyResult, quantity: str, time: float | None) -> dict[tuple
     return {pair: float(values[runs].mean()) for pair, runs in _pairs(result).items()}
 
 
+def _drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leave out what a logarithmic axis cannot show; a speed of 0 would be a line straight down."""
+    return np.where(values > 0, values, np.nan)
+
+
 def _draw_theory(
-    axes: Any, table: pl.DataFrame, quantity: str, rates: tuple[float, float], colour: str
+    axes: Any, result: StudyResult, quantity: str, rates: tuple[float, float], colour: str, is_log: bool
 ) -> None:
-    own = table.filter(
+    own = result.theory.filter(
         (pl.col("lr_y") == rates[0]) & (pl.col("lr_z") == rates[1]) & (pl.col("quantity") == quantity)
     )
+    # Momentum is drawn as more time, which is all that it comes to at small steps.
+    at = " at effective time" if result.metadata["theory"]["momentum"] > 0 else ""
     for layer, style in _STYLES.items():
         rows = own.filter((pl.col("layer") == layer) & pl.col("klass").is_null())
         if len(rows):
             failing = {"exact": "another training rule", "paper": "assumptions fail"}[layer]
-            note = {"exact": "exact flow", "paper": "paper"}[layer]
+            note = {"exact": "exact flow", "paper": "paper"}[layer] + at
             note += "" if rows["is_valid"].all() else f", {failing}"
-            axes.plot(rows["time"], rows["value"], style, color=colour, linewidth=1.2, label=note)
+            values = rows["value"].to_numpy()
+            values = _drawable(values) if is_log else values
+            axes.plot(rows["time"], values, style, color=colour, linewidth=1.2, label=note)
 
 
 def _draw_times(axes: Any, result: StudyResult) -> None:

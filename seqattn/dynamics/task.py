@@ -11,7 +11,7 @@ from sklearn.base import clone
 
 import seqattn
 from seqattn.data.catalog import SPLITS as SPLITS
-from seqattn.data.catalog import load_split
+from seqattn.data.catalog import entries, is_on_disk, load_split
 from seqattn.dynamics.generators import syn_medium, syn_small
 from seqattn.dynamics.writing import draw_study, summary
 from seqattn.errors import DataError, ParameterError
@@ -22,6 +22,8 @@ DEFAULT_DATA = "small"
 MODELS = {"study": "ScanAndSnapStudy"}
 OBJECTIVE = "-|attention entropy - wanted| (nats)"
 LOSS_UNIT = "nats"
+# Kinds of sequences that a study takes from data, and the family in which they are looked for.
+TASKS = {"hawkes": "tpp", "recommend": "rec"}
 # Seeds of the last look, none of which the search has seen.
 _FRESH = 1_000_003
 _MEDIUM = ("medium-1", "medium-3", "medium-5", "medium-10")
@@ -93,8 +95,33 @@ def splits(
     elif str(data) in _MEDIUM:
         X = syn_medium(int(str(data).partition("-")[2]))
     else:
-        X = load_split(data, "train", **read)
+        X = load_own(data, "train", **read)
     return dict.fromkeys(roles, X)
+
+
+def load_own(data: str | Path, split: str = "train", task: str | None = None, **read: Any) -> Any:
+    """Load sequences of one's own.
+
+    Parameters
+    ----------
+    data
+        A known name, a folder, or a file.
+    split
+        Part of a known data set or folder.
+    task
+        ``"hawkes"`` for types of events, ``"recommend"`` for items of users. By default files ``.inter`` and data sets
+        that only recommenders know hold items, and all else events.
+    read
+        Reading options of the task.
+    """
+    if task is None:
+        names = {
+            family: {name for known in entries(family) for name in (known.name, *known.aliases)}
+            for family in TASKS.values()
+        }
+        is_named = not is_on_disk(data) and str(data) in names["rec"] - names["tpp"]
+        task = "recommend" if is_named or Path(data).suffix == ".inter" else "hawkes"
+    return load_split(data, split, family=TASKS[task], **read)
 
 
 def fit(

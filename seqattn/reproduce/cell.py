@@ -115,15 +115,21 @@ def run_figure(order: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    ``values``, a list of dicts, and ``seconds``. The curves are written to ``curves.parquet`` in the folder.
+    ``values``, a list of dicts, ``seconds`` and ``memory_mb``, the rise of the memory. The curves are written to
+    ``curves.parquet`` in the folder.
     """
     from seqattn.dynamics.figures import compute
 
     _check("versions", order["versions"], deciding(versions()))
-    began = time.perf_counter()
+    began, memory = time.perf_counter(), PeakMemory()
     found = compute(order["figure"], order["part"], order["settings"], order["seeds"])
     found.curves.write_parquet(Path(order["folder"], "curves.parquet"))
-    return {"values": found.values.to_dicts(), "seconds": round(time.perf_counter() - began, 2)}
+    seconds = round(time.perf_counter() - began, 2)
+    return {
+        "values": found.values.to_dicts(),
+        "seconds": seconds,
+        "memory_mb": round(memory.above_start(), 1),
+    }
 
 
 def _check(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:

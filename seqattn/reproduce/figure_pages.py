@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seqattn.errors import MissingDependencyError
 from seqattn.reproduce.figure_pictures import draw
-from seqattn.reproduce.figures import TITLES, Figure, Figures, figures_not_made
+from seqattn.reproduce.figures import TITLES, Claim, Figure, Figures
 from seqattn.reproduce.markup import page_html, table_html, table_md
 from seqattn.reproduce.summary import COLUMNS
 
@@ -57,12 +60,44 @@ def figure_remarks(found: Figures) -> dict[str, list[str]]:
     )
     every = {
         "Against published values": of_gaps,
+        "What the paper says": [
+            f"{figure.name}: {line}" for figure in found.figures for line in _checked(found, figure)
+        ],
         "What differs": [f"{figure.name}: {figure.differs}" for figure in found.figures if figure.differs],
         "Failed": [f"{each['dataset']}, {each['model']}: {each['reason']}" for each in found.failed],
         "Skipped": [f"{name}: {reason}" for name, reason in found.skipped.items()],
-        "Not made": [f"{name}: {reason}." for name, reason in figures_not_made().items()],
     }
     return {title: lines for title, lines in every.items() if lines}
+
+
+def _checked(found: Figures, figure: Figure) -> Iterator[str]:
+    """Say of each claim on a figure whether our means, and those of each seed, are in that order."""
+    for claim in figure.claims:
+        values = _values(found, figure, claim)
+        if len(values) < 2:
+            continue
+        sign = -1 if claim.order == "falls" else 1
+        means = [float(np.mean(list(own.values()))) for own in values]
+        wrong = sum(sign * (after - before) <= 0 for before, after in pairwise(means))
+        seeds = set.intersection(*(set(own) for own in values))
+        kept = sum(
+            all(sign * (after[seed] - before[seed]) > 0 for before, after in pairwise(values))
+            for seed in seeds
+        )
+        ends = "" if sign * (means[-1] - means[0]) > 0 else ", and not from the first to the last"
+        told = "holds" if not wrong else f"does not hold in {wrong} of {len(means) - 1} steps{ends}"
+        shown = ", ".join(f"{mean:.3g}" for mean in means)
+        yield f"{claim.says}: {told}; means {shown}; in this order in {kept} of {len(seeds)} seeds."
+
+
+def _values(found: Figures, figure: Figure, claim: Claim) -> list[dict[int, float]]:
+    """Values by seed for each row of a claim that was run."""
+    by_row: dict[str, dict[int, float]] = {row: {} for row in claim.rows}
+    for record in found.complete:
+        for each in record["values"] if record["dataset"] == figure.name else ():
+            if each["row"] in by_row and each["metric"] == claim.metric and each["value"] is not None:
+                by_row[each["row"]][each["seed"]] = each["value"]
+    return [own for own in by_row.values() if own]
 
 
 def write_figures(found: Figures, folder: str | Path) -> list[Path]:

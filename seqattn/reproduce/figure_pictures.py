@@ -197,11 +197,74 @@ def _exponent(figure: Figure, curves: pl.DataFrame) -> Any:
     return drawing
 
 
+def _maps(figure: Figure, curves: pl.DataFrame) -> Any:
+    panels = _names(curves, "panel")
+    rows = len({panel.partition(",")[0] for panel in panels})
+    columns = -(-len(panels) // rows)
+    drawing = _figure(3.0 * columns + 1.5, 3.2 * rows + 0.6)
+    from matplotlib.colors import PowerNorm
+
+    every = drawing.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    image = None
+    for place, panel in enumerate(panels):
+        axes = every[place // columns][place % columns]
+        lines = list(_lines(curves, panel))
+        words = [series.partition(" ")[2] for _, series, *_ in lines]
+        # Keys that a query does not see are left white, not shown as 0.
+        seen = np.ma.masked_array(np.stack([y for *_, y in lines]), ~np.tri(len(lines), dtype=bool))
+        image = axes.imshow(seen, cmap="viridis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+        axes.set_title(panel, fontsize="medium")
+        axes.set_xticks(range(len(words)), words, rotation=90, fontsize=4.5)
+        axes.set_yticks(range(len(words)), words, fontsize=4.5)
+        if place // columns == rows - 1:
+            axes.set_xlabel("words attended to", fontsize="small")
+        if place % columns == 0:
+            axes.set_ylabel("attending words", fontsize="small")
+    drawing.colorbar(
+        image, ax=every.ravel().tolist(), label="attention (share, scale of square roots)", shrink=0.7
+    )
+    drawing.suptitle(figure.title)
+    return drawing
+
+
+def _courses(figure: Figure, curves: pl.DataFrame) -> Any:
+    panels = _names(curves, "panel")
+    drawing = _figure(5.2 * len(panels), 4.6)
+    every = drawing.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    titles = {
+        "layer": ("one ordinary layer", "rate"),
+        "free logits": ("free logits", "rates, decoder / attention"),
+    }
+    for axes, panel in zip(every, panels, strict=True):
+        own = curves.filter(pl.col("panel") == panel)
+        title, legend = titles[panel]
+        for number, series in enumerate(_names(own, "series")):
+            points = (
+                own.filter(pl.col("series") == series).group_by("x", maintain_order=True)
+                .agg(pl.col("y").mean().alias("mean"), pl.col("y").min().alias("low"), pl.col("y").max().alias("high"))
+            )  # fmt: skip
+            colour = _COLOURS[number % len(_COLOURS)]
+            label = series.removeprefix("rates ").removeprefix("rate ")
+            axes.plot(points["x"], points["mean"], color=colour, linestyle=_STYLES[number % 5], label=label)
+            axes.fill_between(
+                points["x"], points["low"], points["high"], color=colour, alpha=0.15, linewidth=0
+            )
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel(_STEPS)
+        axes.set_ylim(0, 1.03)
+        axes.legend(fontsize="small", title=legend, title_fontsize="small", loc="lower left")
+    every[0].set_ylabel("entropy over that of even attention (share)")
+    drawing.suptitle(figure.title)
+    return drawing
+
+
 _DRAWINGS: Mapping[str, Callable[[Figure, pl.DataFrame], Any]] = {
     "figure3": _odds,
     "figure4": _heat,
     "figure5": _heat,
     "figure6": _medium,
+    "figure7": _maps,
     "figure8": _decoder,
     "figure9": _exponent,
+    "figure10": _courses,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,7 +16,7 @@ import polars as pl
 import torch
 
 from seqattn.data.catalog import resource, searched
-from seqattn.dynamics.figures import CURVES, parts_of
+from seqattn.dynamics.figures import CURVES, memory_of, parts_of
 from seqattn.errors import DataError, ParameterError
 from seqattn.reproduce.pool import Launcher, run_all
 from seqattn.reproduce.results import Identity, Results, deciding
@@ -27,10 +27,10 @@ from seqattn.train.workers import FileLock
 
 __all__ = [
     "TITLES",
+    "Claim",
     "Figure",
     "FigurePlan",
     "Figures",
-    "figures_not_made",
     "known_figures",
     "reproduce_figures",
 ]
@@ -42,8 +42,35 @@ TITLES = {
     "order": "rank correlation of attention with frequency",
     "share_of_bound": "largest distance of h* from h (share of its bound)",
     "B_at_t0": "B at t0",
+    "entropy": "entropy of attention (nats)",
+    "entropy_share": "entropy over that of even attention (share)",
+    "valid_loss": "loss on validation text (nats per word)",
+    "late_change": "change of entropy in the last 60 % of the steps (share)",
+    "frequency_order": "rank correlation of attention logits with word frequency",
 }
 """What the metrics are called."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of the order of some rows.
+
+    Attributes
+    ----------
+    says
+        The claim in words.
+    metric
+        What is compared.
+    order
+        ``"falls"`` or ``"rises"`` along the rows.
+    rows
+        Names of rows; those that were not run are passed over.
+    """
+
+    says: str
+    metric: str
+    order: str
+    rows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +95,10 @@ class Figure:
         Published values by metric, then by row.
     text
         Name of the text that it needs; empty for none.
+    claims
+        What the paper says of it that can be checked.
+    seeds
+        How many seeds it is run with unless it is said.
     is_changed
         Whether settings are not those of the file; published values then do not stand beside.
     """
@@ -80,6 +111,8 @@ class Figure:
     settings: dict[str, Any]
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     text: str = ""
+    claims: tuple[Claim, ...] = ()
+    seeds: int = 3
     is_changed: bool = False
 
     def value(self, row: str, metric: str) -> float | None:
@@ -102,13 +135,12 @@ def known_figures() -> list[Figure]:
     ['figure3', 'figure4']
     """
     told = read_toml(resource("datasets", "dynamics", "figures.toml"))
-    return [Figure(name, **about) for name, about in told["figure"].items()]
+    return [_figure(name, **about) for name, about in told["figure"].items()]
 
 
-def figures_not_made() -> dict[str, str]:
-    """Return the figures of the paper that are not made, with the reason."""
-    told: dict[str, str] = read_toml(resource("datasets", "dynamics", "figures.toml"))["not_made"]
-    return told
+def _figure(name: str, claims: Sequence[Mapping[str, Any]] = (), **about: Any) -> Figure:
+    said = (Claim(**{**claim, "rows": tuple(claim["rows"])}) for claim in claims)
+    return Figure(name, claims=tuple(said), **about)
 
 
 @dataclass(frozen=True)
@@ -122,7 +154,7 @@ class FigurePlan:
     figures
         Names; empty for all.
     seeds
-        How many seeds.
+        How many seeds; None is as many as each figure asks for.
     seed
         The first one.
     settings
@@ -139,7 +171,7 @@ class FigurePlan:
 
     output: str | Path
     figures: Sequence[str] = ()
-    seeds: int = 3
+    seeds: int | None = None
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
@@ -323,7 +355,7 @@ def _cells(figure: Figure, plan: FigurePlan) -> Iterator[_Cell]:
     folder = text_folder(figure.text) if figure.text else None
     digests = {} if folder is None else {path.stem: _digest(path) for path in sorted(folder.glob("*.txt"))}
     is_theory = "lr_y" in figure.settings and "batch_size" not in figure.settings
-    seeds = 1 if is_theory else plan.seeds
+    seeds = 1 if is_theory else plan.seeds or figure.seeds
     for part in parts_of(figure.name, figure.settings):
         identity = Identity(
             dataset=figure.name,
@@ -361,6 +393,7 @@ def _work_off(plan: FigurePlan, cells: Sequence[_Cell], results: Results) -> Non
         plan.say("Failed parts do not run again by themselves; --retry-failed runs them.")
     if not todo:
         return
+    _tell_memory(plan, todo.values())
     launcher = Launcher(plan.say)
     try:
         outcomes = run_all(_orders(plan, todo), launcher, plan.workers, plan.backend, plan.scheduler)
@@ -372,6 +405,16 @@ def _work_off(plan: FigurePlan, cells: Sequence[_Cell], results: Results) -> Non
                 plan.say(f"{cell.title}: {told}, {number} of {len(todo)} done")
     finally:
         launcher.stop()
+
+
+def _tell_memory(plan: FigurePlan, cells: Iterable[_Cell]) -> None:
+    """Say before the run what parts that learn a text will need."""
+    for cell in cells:
+        folder = text_folder(cell.figure.text) if cell.figure.text else None
+        if folder is not None:
+            given = cell.identity.settings | {"text": str(folder)}
+            needed = memory_of(cell.identity.model, given, given["n_seeds"])
+            plan.say(f"{cell.title}: at most {needed / 2**20:.0f} MB beside the program itself")
 
 
 def _is_gone(plan: FigurePlan, cell: _Cell, status: str | None) -> bool:
@@ -403,7 +446,7 @@ def _orders(plan: FigurePlan, todo: Mapping[str, _Cell]) -> Iterator[dict[str, A
 def _record(plan: FigurePlan, cell: _Cell, outcome: Mapping[str, Any]) -> dict[str, Any]:
     identity = cell.identity
     words = ["seqattn", "reproduce", "dynamics", "--datasets", identity.dataset, "--seed", str(plan.seed)]
-    words += ["--seeds", str(plan.seeds)]
+    words += ["--seeds", str(plan.seeds)] if plan.seeds else []
     words += [word for name, value in plan.settings.items() for word in ("--set", f"{name}={value}")]
     return {
         **vars(identity),
