@@ -46,9 +46,9 @@ def dataset_to_frame(dataset: Any) -> pl.DataFrame:
 
     Returns
     -------
-    Columns ``user_id``, ``item_id`` and, where the data set has loaded times, ``timestamp``. Ids are whole numbers where
-    every one is written as such, else text, as in files that seqattn reads. Parts have the times that RecBole keeps in
-    float32, which in seconds since 1970 are right to a minute: their order is that of the rows.
+    Columns ``user_id``, ``item_id`` and, where the data set has loaded times, ``timestamp``. Ids are whole numbers
+    where every one is written as such, else text, as in files that seqattn reads. Parts have the times that RecBole
+    keeps in float32, which in seconds since 1970 are right to a minute: their order is that of the rows.
 
     Raises
     ------
@@ -61,7 +61,9 @@ def dataset_to_frame(dataset: Any) -> pl.DataFrame:
             "part of what its build method returns."
         )
     if dataset.uid_field is None or dataset.iid_field is None:
-        raise DataError("The data set has no columns of users and items. Set USER_ID_FIELD and ITEM_ID_FIELD.")
+        raise DataError(
+            "The data set has no columns of users and items. Set USER_ID_FIELD and ITEM_ID_FIELD."
+        )
     users, items, times = _rows(dataset)
     columns = [
         _tokens(dataset, dataset.uid_field, users, "user_id"),

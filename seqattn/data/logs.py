@@ -141,7 +141,9 @@ def _source(X: Any, columns: Columns, users: pl.Series | None, items: pl.Series 
     if isinstance(X, (str, Path)):
         return _source_of_file(Path(X), columns, users, items)
     if is_dataset(X):
-        usual = zip(("user_id", "item_id", "timestamp"), (columns.user, columns.item, columns.time), strict=True)
+        usual = zip(
+            ("user_id", "item_id", "timestamp"), (columns.user, columns.item, columns.time), strict=True
+        )
         X = dataset_to_frame(X).rename({old: new for old, new in usual if new is not None}, strict=False)
     if not is_table(X):
         raise TypeError(

@@ -36,8 +36,25 @@ _NAME = "log"
 _FIELDS = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
 # Settings that follow from parameters or from the data; the others may be given as options.
 TAKEN = (
-    *("data_path", "checkpoint_dir", "load_col", "eval_args", "metrics", "topk", "metric_decimal_place", "seed"),
-    *("epochs", "stopping_step", "learning_rate", "train_batch_size", "MAX_ITEM_LIST_LENGTH", "use_gpu", "gpu_id"),
+    *(
+        "data_path",
+        "checkpoint_dir",
+        "load_col",
+        "eval_args",
+        "metrics",
+        "topk",
+        "metric_decimal_place",
+        "seed",
+    ),
+    *(
+        "epochs",
+        "stopping_step",
+        "learning_rate",
+        "train_batch_size",
+        "MAX_ITEM_LIST_LENGTH",
+        "use_gpu",
+        "gpu_id",
+    ),
     *("valid_metric", *_FIELDS),
 )
 
@@ -165,7 +182,9 @@ class _Seen:
     def __init__(self, run: EngineRun, history: Interactions, targets: Interactions) -> None:
         used: list[set[int]] = [set() for _ in range(run.shell.user_num)]
         for data in (history, targets):
-            for user, item in zip(run.users[data.users].tolist(), run.items[data.items].tolist(), strict=True):
+            for user, item in zip(
+                run.users[data.users].tolist(), run.items[data.items].tolist(), strict=True
+            ):
                 used[user].add(item)
         self.used_ids = np.array(used, dtype=object)  # asked for the entry None too
 
@@ -226,7 +245,13 @@ def _negatives(config: Any) -> dict[str, Any] | None:
     """Return the engine's usual negatives for models that compare items, None for those with a softmax or a count."""
     kind, learns = (str(config[name]).rpartition(".")[2] for name in ("MODEL_TYPE", "MODEL_INPUT_TYPE"))
     if learns == "PAIRWISE" or (learns == "POINTWISE" and kind == "GENERAL"):
-        return {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+        return {
+            "distribution": "uniform",
+            "sample_num": 1,
+            "alpha": 1.0,
+            "dynamic": False,
+            "candidate_num": 0,
+        }
     return None
 
 

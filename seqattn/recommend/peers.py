@@ -189,7 +189,11 @@ class PeerRecommender(Recommender):
             found = self._run.evaluate(self.history_, targets)
             seconds = time.perf_counter() - began
         return {
-            **{f"engine_{ours}@{k}": float(found[f"{theirs}@{k}"]) for theirs, ours in _FIGURES.items() for k in KS},
+            **{
+                f"engine_{ours}@{k}": float(found[f"{theirs}@{k}"])
+                for theirs, ours in _FIGURES.items()
+                for k in KS
+            },
             "engine_seconds": seconds,
         }
 
@@ -251,7 +255,9 @@ class _EngineScores:
         whole = self.run.history.select(known)
         places = np.arange(whole.n_rows) - np.repeat(whole.offsets[:-1], whole.lengths)
         begun = whole.keep(places < np.repeat(histories.lengths, whole.lengths))
-        return np.array_equal(begun.offsets, histories.offsets) and np.array_equal(begun.items, histories.items)
+        return np.array_equal(begun.offsets, histories.offsets) and np.array_equal(
+            begun.items, histories.items
+        )
 
     def scores(self, states: Any, first: int, last: int) -> Float[Tensor, "users items"]:
         found: Tensor = states[:, first:last]

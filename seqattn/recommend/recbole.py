@@ -47,16 +47,17 @@ def __getattr__(name: str) -> Any:
 class _Bridge:
     """MQSA-TED as a sequential recommender of RecBole; the base class comes from the engine.
 
-    Hand the class itself to ``Config(model=MQSATED, ...)``, with ``train_neg_sample_args`` of None: the loss is a softmax
-    over all items. Every parameter has a default here, those of :class:`seqattn.MQSATEDRecommender`, and may be set in the
-    configuration under the same name: ``d_model``, ``n_heads``, ``n_layers``, ``window``, ``alpha``, ``dropout``,
-    ``kd_weight``, ``teacher_mass``, ``tau_teacher``, ``tau_student``, ``span``, ``max_successors``, ``l2``, ``attention``.
-    The length of histories is RecBole's ``MAX_ITEM_LIST_LENGTH``, rate, batch and epochs are its trainer's.
+    Hand the class itself to ``Config(model=MQSATED, ...)``, with ``train_neg_sample_args`` of None: the loss is a
+    softmax over all items. Every parameter has a default here, that of :class:`seqattn.MQSATEDRecommender`, and may be
+    set in the configuration under the same name: ``d_model``, ``n_heads``, ``n_layers``, ``window``, ``alpha``,
+    ``dropout``, ``kd_weight``, ``teacher_mass``, ``tau_teacher``, ``tau_student``, ``span``, ``max_successors``,
+    ``l2``, ``attention``, ``loss_memory_mb``. The length of histories is RecBole's ``MAX_ITEM_LIST_LENGTH``; rate,
+    batch and epochs are its trainer's.
 
-    RecBole has one row for each prefix of a history, padded on the right. Of each row the last item alone is scored and
-    distilled: over all items of all prefixes the first ones would count many times. Item j of the network is item j + 1
-    of RecBole, whose item 0, the padding, scores minus infinity. ``l2`` is part of the loss, and its gradient is that of
-    RecBole's ``weight_decay``, which should stay 0 beside it.
+    RecBole has one row for each prefix of a history, padded on the right. Of each row the last item alone is scored
+    and distilled: over all items of all prefixes the first ones would count many times. Item j of the network is item
+    j + 1 of RecBole, whose item 0, the padding, scores minus infinity. ``l2`` is part of the loss, and its gradient is
+    that of RecBole's ``weight_decay``, which should stay 0 beside it.
     """
 
     settings: dict[str, Any] = {  # noqa: RUF012 - read only
@@ -93,7 +94,9 @@ class _Bridge:
                 "train_neg_sample_args to None."
             )
         given = {name: config[name] for name in self.settings}
-        self.given = {name: usual if given[name] is None else given[name] for name, usual in self.settings.items()}
+        self.given = {
+            name: usual if given[name] is None else given[name] for name, usual in self.settings.items()
+        }
         self._check_given()
         names = ("d_model", "n_heads", "n_layers", "window", "alpha", "dropout", "attention")
         self.network = MultiQueryNetwork(
@@ -179,7 +182,7 @@ class _Bridge:
 
 @cache
 def mqsa_ted_of(engine: str = "recbole") -> Any:
-    """Return MQSA-TED as a sequential recommender of an engine, a class for its ``Config``; of RecBole it is ``MQSATED``.
+    """Return MQSA-TED as a sequential recommender of an engine, a class for its ``Config``; RecBole's is ``MQSATED``.
 
     Parameters
     ----------
@@ -207,16 +210,16 @@ def frame_to_inter(frame: Any, folder: str | Path, **columns: Any) -> Path:
     frame
         Interactions in any form that :class:`seqattn.MQSATEDRecommender` takes.
     folder
-        The folder of the data set; its name is that of the data set, and the file ``NAME.inter`` in it. It is made where
-        it is not there. RecBole finds it as ``Config(dataset=NAME, config_dict={"data_path": PARENT})``.
+        The folder of the data set; its name is that of the data set, and the file ``NAME.inter`` in it. It is made
+        where it is not there. RecBole finds it as ``Config(dataset=NAME, config_dict={"data_path": PARENT})``.
     columns
         Names of the columns, ``user``, ``item`` and ``time``, where they are not ``user_id``, ``item_id`` and
         ``timestamp``.
 
     Returns
     -------
-    The path of the file: ``user_id:token``, ``item_id:token`` and, where there are times, ``timestamp:float``, separated
-    by tabs, users in order and their rows in the order of time.
+    The path of the file: ``user_id:token``, ``item_id:token`` and, where there are times, ``timestamp:float``,
+    separated by tabs, users in order and their rows in the order of time.
 
     Raises
     ------
@@ -247,7 +250,7 @@ def run_baseline(
     is_apart: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train a model of RecBole on our split by its own trainer, and return its figures by our evaluation and by its own.
+    """Train a model of RecBole on our split by its own trainer, and return its figures by both evaluations.
 
     Parameters
     ----------
@@ -269,8 +272,8 @@ def run_baseline(
 
     Returns
     -------
-    What :meth:`seqattn.MQSATEDRecommender.evaluate` gives, ``engine_hr@K``, ``engine_ndcg@K`` and ``engine_mrr@K`` of the
-    engine's own evaluation, and ``fit_seconds``, ``best_epoch`` and ``n_epochs``.
+    What :meth:`seqattn.MQSATEDRecommender.evaluate` gives, ``engine_hr@K``, ``engine_ndcg@K`` and ``engine_mrr@K`` of
+    the engine's own evaluation, and ``fit_seconds``, ``best_epoch`` and ``n_epochs``.
 
     Raises
     ------

@@ -28,14 +28,21 @@ import torch
 
 from seqattn.errors import MissingDependencyError, ParameterError, suggest
 
-__all__ = ["ENGINES", "REPAIRS", "Engine", "LookAlike", "apart", "engine_of", "set_shared_state", "shared_state"]
+__all__ = [
+    "ENGINES",
+    "REPAIRS",
+    "Engine",
+    "LookAlike",
+    "apart",
+    "engine_of",
+    "set_shared_state",
+    "shared_state",
+]
 
-# The first Python without a release of ray that RecBole allows.
-_TOO_NEW = (3, 12)
+# Engines, and how each is had. ray 2.6.3, the latest that RecBole allows, has no release for Python 3.12.
 ENGINES = {
-    "recbole": "pip install 'seqattn[recbole]', with Python 3.11: RecBole asks for ray 2.6.3 or older, which later ones "
-    "do not have. There, hopwise is a fork without ray",
-    "hopwise": "pip install hopwise in an environment of its own",
+    "recbole": "pip install 'seqattn[recbole]'. It needs Python 3.11; later ones have hopwise, a fork",
+    "hopwise": "pip install hopwise, best in an environment of its own",
 }
 _PARTS = ("config", "data", "data.dataset", "data.interaction", "evaluator", "trainer")
 _FAMILIES = ("general_recommender", "sequential_recommender")
