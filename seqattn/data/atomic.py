@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,8 @@ def dataset_to_frame(dataset: Any) -> pl.DataFrame:
     """Return the interactions of a data set of RecBole, with the ids of its files in place of its internal ones.
 
     Before RecBole divides a data set, it holds a table; afterwards the parts hold tensors, those of sequential models
-    one row for each prefix of a history. The first item of a history is then only found in the prefix of length one,
-    which is part of the training data.
+    one row for each prefix of a history. The first item of a history is then only found in the prefix of length one, in
+    the part that has this prefix.
 
     Parameters
     ----------
@@ -89,7 +88,8 @@ def _rows(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return np.concatenate([users[first], users]), joined[0], joined[1] if times is not None else None
 
 
-def _array(held: Mapping[str, Any], name: str) -> np.ndarray:
+def _array(held: Any, name: str) -> np.ndarray:
+    """Return a column of a table, or of tensors by name."""
     return np.asarray(held[name])
 
 

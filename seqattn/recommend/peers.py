@@ -240,7 +240,7 @@ class _EngineScores:
 
     def _users(self, histories: Interactions) -> NDArray[np.int64]:
         """Return the engine's ids of users; where the model has weights of users, strangers are refused."""
-        known = codes_among(histories.user_ids, self.run.history.user_ids)
+        known = codes_among(histories.user_ids, self.run.history.user_ids).astype(np.int64)
         if hasattr(self.run.network, "n_users") and not self._are_own(histories, known):
             raise ParameterError(
                 f"{self.run.config['model']} has weights for each user and knows nothing of other histories. Ask for "

@@ -25,7 +25,9 @@ CASES = r"""
 import json, os, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-import numpy, pandas, scipy.sparse, torch
+import numpy, pandas, scipy.sparse, scipy.sparse.csgraph, scipy.sparse.linalg, torch
+# Parts of torch that it imports by itself on first use.
+import torch._dynamo, torch._inductor, torch._numpy, torch.onnx
 before = [{name: id(value) for name, value in vars(module).items()} for module in (numpy, pandas, torch, scipy.sparse)]
 place, arguments, files = os.getcwd(), list(sys.argv), sorted(os.listdir("."))
 import recbole.config, recbole.data, recbole.evaluator, recbole.trainer
