@@ -192,6 +192,7 @@ def test_one_step_in_their_trainer_is_our_own_step_on_the_same_prefixes(log, tmp
     heads = mine.table.index_select(0, last) * 8**0.5 / 0.1
     rec = ranking_loss(mine.last_states(batch), targets, mine.table)
     loss = (rec + 0.1 * distillation_loss(heads, last, mine.table, teacher)) / len(rows)
+    optimiser.zero_grad()
     loss.backward()
     optimiser.step()
     for name, value in mine.state_dict().items():
@@ -354,7 +355,7 @@ def test_a_missing_engine_ends_the_table_with_what_to_install(monkeypatch, tmp_p
 @pytest.mark.slow
 def test_the_table_has_their_figures_beside_ours_and_is_resumable(tmp_path, log):
     config = _grid(tmp_path, log)
-    call = ["--json", "reproduce", "rec", "--config", str(config), "--seeds", "1", "--output", str(tmp_path / "out")]
+    call = ["reproduce", "rec", "--json", "--config", str(config), "--seeds", "1", "--output", str(tmp_path / "out")]
     call += ["--models", "recbole:Pop,popularity"]
     done = CliRunner().invoke(cli, call)
     assert done.exit_code == 0, done.stderr
