@@ -83,9 +83,10 @@ def _rows(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     if lengths_of is None or lengths_of not in held:
         return users, items, times
     suffix, first = dataset.config["LIST_SUFFIX"], _array(held, lengths_of) == 1
-    before = [_array(held, name + suffix)[first, 0] for name in names[1 : 2 + (times is not None)]]
-    joined = [np.concatenate(pair) for pair in zip(before, (items, times), strict=False)]
-    return np.concatenate([users[first], users]), joined[0], joined[1] if times is not None else None
+    items = np.concatenate([_array(held, names[1] + suffix)[first, 0], items])
+    if times is not None:
+        times = np.concatenate([_array(held, names[2] + suffix)[first, 0], times])
+    return np.concatenate([users[first], users]), items, times
 
 
 def _array(held: Any, name: str) -> np.ndarray:

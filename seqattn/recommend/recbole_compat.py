@@ -253,11 +253,12 @@ def apart(seed: int) -> Iterator[Path]:
 
 def shared_state() -> dict[str, Any]:
     """Return the state of the generators that the whole process shares, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the engine draws from this very generator
+    state: Any = np.random.get_state()  # noqa: NPY002 - the engine draws from this very generator
+    kind, keys, *rest = state
     version, words, spare = random.getstate()
     return {
         "python": [version, torch.tensor(words), spare],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],  # type: ignore[union-attr]
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
     }
 
@@ -415,14 +416,14 @@ def _columns_of_old(engine: Engine) -> None:
 
 
 def _old_pandas(pandas: ModuleType) -> LookAlike:
-    class Column(pandas.Series):  # type: ignore[name-defined,misc]
+    class Column(pandas.Series):  # type: ignore[name-defined]
         _constructor = property(lambda self: Column)
         _constructor_expanddim = property(lambda self: Table)
 
         def agg(self, func: Any = None, *arguments: Any, **options: Any) -> Any:
             return self.apply(len) if func is len else super().agg(func, *arguments, **options)
 
-    class Table(pandas.DataFrame):  # type: ignore[name-defined,misc]
+    class Table(pandas.DataFrame):  # type: ignore[name-defined]
         _constructor = property(lambda self: Table)
         _constructor_sliced = property(lambda self: Column)
 
@@ -438,7 +439,7 @@ def _old_sparse(engine: Engine) -> None:
     """Give matrices of keys the method that fills them from a dict, which scipy has given up."""
     from scipy import sparse
 
-    class Keys(sparse.dok_matrix):  # type: ignore[name-defined,misc]
+    class Keys(sparse.dok_matrix):
         def _update(self, values: Mapping[Any, Any]) -> None:
             for place, value in values.items():
                 self[place] = value

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
+from recommend.tables import random_table, table
 
 import seqattn
-from recommend.tables import random_table, table
 from seqattn.cli import cli
 from seqattn.data.interactions import Interactions, leave_one_out
 from seqattn.errors import DataError, MissingDependencyError, ParameterError
@@ -30,7 +30,8 @@ from seqattn.recommend.transitions import Teacher, Transitions, temperature_of
 from seqattn.reproduce.grid import Grid
 
 needs_recbole = pytest.mark.skipif(
-    importlib.util.find_spec("recbole") is None, reason="RecBole is not installed: pip install 'seqattn[recbole]'"
+    importlib.util.find_spec("recbole") is None,
+    reason="RecBole is not installed: pip install 'seqattn[recbole]'",
 )
 AUTHORS = ("amazon-beauty", "amazon-sports", "amazon-toys", "yelp")
 SMALL = {"epochs": 2, "batch_size": 256, "max_len": 8, "options": {"hidden_size": 8, "inner_size": 8}}
@@ -65,7 +66,7 @@ def in_recbole(frame: object, folder: Path, model: object = "SASRec", **more: ob
 
 def histories(frame: pl.DataFrame) -> dict[str, list[str]]:
     found = frame.with_columns(pl.col("user_id", "item_id").cast(pl.String))
-    return {user: rows for user, rows in found.group_by("user_id").agg("item_id").iter_rows()}
+    return dict(found.group_by("user_id").agg("item_id").iter_rows())
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,9 @@ def test_what_is_no_data_set_of_recbole_is_refused():
 
 @needs_recbole
 def test_a_whole_data_set_comes_back_with_its_own_ids(log, tmp_path):
-    _, _, dataset = in_recbole(log.with_columns(pl.format("u{}", "user_id").alias("user_id")), tmp_path / "small")
+    _, _, dataset = in_recbole(
+        log.with_columns(pl.format("u{}", "user_id").alias("user_id")), tmp_path / "small"
+    )
     found = dataset_to_frame(dataset)
     expected = Interactions.of(log.with_columns(pl.format("u{}", "user_id").alias("user_id")))
     assert Interactions.of(found).digest() == expected.digest()
@@ -196,7 +199,9 @@ def test_one_step_in_their_trainer_is_our_own_step_on_the_same_prefixes(log, tmp
     loss.backward()
     optimiser.step()
     for name, value in mine.state_dict().items():
-        torch.testing.assert_close(value, after[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, after[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @needs_recbole
@@ -311,7 +316,9 @@ def test_a_model_with_weights_of_users_refuses_strangers(log):
 
 @needs_recbole
 def test_unknown_options_are_refused_with_the_nearest_one(log):
-    with pytest.raises(ParameterError, match="'hidden_sise' is no option of SASRec. Did you mean 'hidden_size'"):
+    with pytest.raises(
+        ParameterError, match="'hidden_sise' is no option of SASRec. Did you mean 'hidden_size'"
+    ):
         PeerRecommender(options={"hidden_sise": 3}).fit(log)
     with pytest.raises(ParameterError, match="The option 'epochs' follows from parameters"):
         PeerRecommender(options={"epochs": 3}).fit(log)
@@ -321,7 +328,9 @@ def test_unknown_options_are_refused_with_the_nearest_one(log):
 @pytest.mark.slow
 def test_a_baseline_runs_apart_and_writes_nothing_here(log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = run_baseline("SASRec", log, 2, **{name: SMALL[name] for name in ("batch_size", "max_len", "options")})
+    found = run_baseline(
+        "SASRec", log, 2, **{name: SMALL[name] for name in ("batch_size", "max_len", "options")}
+    )
     here = run_baseline("SASRec", log, is_apart=False, **SMALL)
     for name in ("ndcg@10", "engine_ndcg@10", "best_epoch"):
         assert found[name] == here[name]
@@ -342,7 +351,9 @@ def test_models_on_request_run_only_where_they_are_named():
 
 def test_a_missing_engine_ends_the_table_with_what_to_install(monkeypatch, tmp_path, log):
     usual = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "recbole" else usual(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "recbole" else usual(name, *rest)
+    )
     with pytest.raises(MissingDependencyError):
         task.build({}, "recbole:SASRec")
     config = _grid(tmp_path, log)
@@ -355,7 +366,17 @@ def test_a_missing_engine_ends_the_table_with_what_to_install(monkeypatch, tmp_p
 @pytest.mark.slow
 def test_the_table_has_their_figures_beside_ours_and_is_resumable(tmp_path, log):
     config = _grid(tmp_path, log)
-    call = ["reproduce", "rec", "--json", "--config", str(config), "--seeds", "1", "--output", str(tmp_path / "out")]
+    call = [
+        "reproduce",
+        "rec",
+        "--json",
+        "--config",
+        str(config),
+        "--seeds",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     call += ["--models", "recbole:Pop,popularity"]
     done = CliRunner().invoke(cli, call)
     assert done.exit_code == 0, done.stderr
@@ -376,7 +397,9 @@ def _grid(folder: Path, log: pl.DataFrame) -> Path:
     models = [("popularity", "popularity", "false"), ("recbole:Pop", "recbole:Pop", "true")]
     text = 'title = "t"\ntask = "recommend"\nreference = "popularity"\nprotocol = "p"\nprotocol_text = "p"\n'
     text += "evaluation = {}\n"
-    text += "".join(f'[[metrics]]\nname = "{name}"\ntitle = "{title}"\nunit = "share"\n' for name, title in metrics)
+    text += "".join(
+        f'[[metrics]]\nname = "{name}"\ntitle = "{title}"\nunit = "share"\n' for name, title in metrics
+    )
     text += "".join(
         f'[[models]]\nname = "{name}"\nmodel = "{model}"\nis_baseline = true\non_request = {asked}\n'
         for name, model, asked in models
@@ -384,5 +407,3 @@ def _grid(folder: Path, log: pl.DataFrame) -> Path:
     text += f'[[datasets]]\nname = "{data}"\n'
     (folder / "grid.toml").write_text(text)
     return folder / "grid.toml"
-
-

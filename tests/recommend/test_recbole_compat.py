@@ -17,7 +17,8 @@ from seqattn.recommend.recbole_compat import engine_of
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_recbole = pytest.mark.skipif(
-    importlib.util.find_spec("recbole") is None, reason="RecBole is not installed: pip install 'seqattn[recbole]'"
+    importlib.util.find_spec("recbole") is None,
+    reason="RecBole is not installed: pip install 'seqattn[recbole]'",
 )
 
 # One process imports RecBole; a child of it per case leaves one repair out, so that nothing is imported twice.
@@ -189,7 +190,9 @@ def test_no_text_is_evaluated_and_the_command_line_is_not_read(monkeypatch):
     assert config["note"] == "[].append(1) or 2 + 2"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     # RecBole by itself does all three.
-    monkeypatch.setattr(recbole_compat, "_changed", lambda module, changes: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(
+        recbole_compat, "_changed", lambda module, changes: __import__("contextlib").nullcontext()
+    )
     config = engine.config(engine.model("SASRec"), "small", settings)
     assert (config["learning_rate"], config["hidden_size"], config["note"]) == (7, 8, 4)
     assert os.environ.pop("CUDA_VISIBLE_DEVICES") == ""
@@ -203,7 +206,9 @@ def test_settings_of_other_kinds_are_refused():
 
 @needs_recbole
 def test_an_unknown_model_is_refused_with_the_nearest_one():
-    with pytest.raises(ParameterError, match="no general or sequential model 'SASREC'. Did you mean 'SASRec'"):
+    with pytest.raises(
+        ParameterError, match="no general or sequential model 'SASREC'. Did you mean 'SASRec'"
+    ):
         engine_of("recbole").model("SASREC")
 
 
@@ -226,7 +231,9 @@ def test_checkpoints_from_elsewhere_run_nothing(tmp_path):
 
 def test_an_absent_engine_names_what_to_install(monkeypatch):
     usual = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "recbole" else usual(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "recbole" else usual(name, *rest)
+    )
     with pytest.raises(MissingDependencyError, match=r"pip install 'seqattn\[recbole\]'") as refused:
         engine_of("recbole")
     assert isinstance(refused.value, ImportError)
