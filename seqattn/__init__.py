@@ -45,6 +45,7 @@ _ESTIMATORS = {
     "SASRecRecommender": "seqattn.recommend",
     "PopularityRecommender": "seqattn.recommend",
     "MarkovRecommender": "seqattn.recommend",
+    "PeerRecommender": "seqattn.recommend.peers",
     "ScanAndSnapStudy": "seqattn.dynamics",
 }
 _HOMES = {

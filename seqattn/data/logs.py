@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from seqattn.data.atomic import dataset_to_frame, is_dataset
 from seqattn.data.clock import Clock, to_numbers
 from seqattn.data.ids import codes_among, distinct_ids, joined_ids, missing_rows, token_ids
 from seqattn.data.pieces import Parts
@@ -139,10 +140,15 @@ def read_log(X: Any, columns: Columns, users: pl.Series | None, items: pl.Series
 def _source(X: Any, columns: Columns, users: pl.Series | None, items: pl.Series | None) -> _Source:
     if isinstance(X, (str, Path)):
         return _source_of_file(Path(X), columns, users, items)
+    if is_dataset(X):
+        usual = zip(
+            ("user_id", "item_id", "timestamp"), (columns.user, columns.item, columns.time), strict=True
+        )
+        X = dataset_to_frame(X).rename({old: new for old, new in usual if new is not None}, strict=False)
     if not is_table(X):
         raise TypeError(
             f"Interactions cannot be read from {type(X).__name__}. Give a table (polars, pandas, arrow, or a mapping "
-            "of columns), Interactions, or the path of a file."
+            "of columns), Interactions, a data set of RecBole, or the path of a file."
         )
     if isinstance(X, pl.LazyFrame):
         X = X.collect()

@@ -51,7 +51,7 @@ def load_split(data: str | Path, split: str, /, **read: Any) -> Interactions:
     except DataError as error:
         if str(data) == _USUAL and "not on this machine" in str(error):
             raise MissingDependencyError(
-                f"{error} It also comes with the package recbole: pip install recbole."
+                f"{error} It also comes with RecBole: pip install 'seqattn[recbole]', with Python 3.11."
             ) from error
         raise
     return found

@@ -20,7 +20,9 @@ from seqattn.recommend.loading import load_new as load_new
 from seqattn.recommend.loading import load_split as load_split
 from seqattn.recommend.loading import reading as reading
 from seqattn.recommend.loading import splits as splits
+from seqattn.recommend.peers import PeerRecommender, peer_of
 from seqattn.recommend.pictures import draw_slices
+from seqattn.recommend.recbole_compat import engine_of
 from seqattn.train.building import build_estimator, known_model, own_settings
 from seqattn.train.config import check_names
 from seqattn.train.loop import Observer
@@ -32,6 +34,7 @@ MODELS = {
     "sasrec": "SASRecRecommender",
     "markov": "MarkovRecommender",
     "popularity": "PopularityRecommender",
+    "recbole": "PeerRecommender",
 }
 OBJECTIVE = "NDCG@20 of the validation items"
 LOSS_UNIT = "training: nats per item; held out: -NDCG@20"
@@ -78,7 +81,7 @@ def build(
     settings
         Constructor arguments.
     model
-        Name in ``MODELS``; None is the first.
+        Name in ``MODELS``, or of a model of another package, such as "recbole:SASRec"; None is the first.
     seed
         Seed, for models that draw.
     device
@@ -91,9 +94,18 @@ def build(
     ParameterError
         A name is unknown (the nearest one is suggested), a value is of the wrong kind, or the model has no device.
     """
-    model = known_model(model, MODELS)
     given = {"random_state": seed, "device": device}
+    peer = peer_of(model or "")
+    if peer is not None:
+        return _built_peer(str(model), {**settings, **peer}, given)
+    model = known_model(model, MODELS)
     return build_estimator(getattr(seqattn, MODELS[model]), model, settings, given)
+
+
+def _built_peer(name: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Return a model of another package; refuse what that does not have, before anything is read."""
+    engine_of(str(settings["engine"])).model(str(settings["model"]))
+    return build_estimator(PeerRecommender, name, settings, given)
 
 
 def settings(model: Any) -> dict[str, Any]:
@@ -181,7 +193,7 @@ def epoch_objective(model: Any, record: Mapping[str, Any]) -> float:
 
 
 def evaluate(model: Any, X: Interactions, **options: Any) -> dict[str, Any]:
-    """Return every figure of the ranking protocol.
+    """Return every figure of the ranking protocol, and of a model of another package its own beside.
 
     The rows that chose the epoch of the model are ranked by what came before them: they are no part of the histories
     then.
@@ -212,7 +224,8 @@ def evaluate(model: Any, X: Interactions, **options: Any) -> dict[str, Any]:
     check_names(options, EVALUATION, "an option of evaluate")
     found = _evaluated(model, X, **{"baselines": False, **options})
     errors = {name: estimate.standard_error for name, estimate in found.estimates.items()}
-    return {**found, "standard_errors": errors, "slices": found.slices.to_dicts()}
+    theirs = model.engine_figures(X) if hasattr(model, "engine_figures") else {}
+    return {**found, **theirs, "standard_errors": errors, "slices": found.slices.to_dicts()}
 
 
 def _evaluated(model: Any, X: Interactions, **options: Any) -> Evaluation:

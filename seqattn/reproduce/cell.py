@@ -84,7 +84,7 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
     DataError
         The data or the versions on this machine are others.
     """
-    _check("versions", order["versions"], deciding(versions()))
+    _check("versions", order["versions"], deciding(versions(), order["kind"]))
     module = seqattn.task(order["task"])
     parts = module.splits(order["dataset"], module.SPLITS)
     digests = {role: X.digest() for role, X in parts.items()}

@@ -63,6 +63,8 @@ class Model:
         Whether every seed gives the same; it then runs once.
     published
         Its name among the published figures; empty if it has none.
+    on_request
+        Whether it runs only where it is asked for by name, since it needs another package.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Model:
     is_baseline: bool = False
     is_deterministic: bool = False
     published: str = ""
+    on_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,7 @@ class Grid:
         Parameters
         ----------
         datasets, models
-            Names or aliases, in any order; none stands for all.
+            Names or aliases, in any order; none stands for all, but for models that run on request only.
 
         Raises
         ------
@@ -256,7 +259,9 @@ class Grid:
         return replace(
             self,
             datasets=tuple(known for known in self.datasets if not datasets or known.name in datasets),
-            models=tuple(known for known in self.models if not models or known.name in models),
+            models=tuple(
+                known for known in self.models if known.name in models or not (models or known.on_request)
+            ),
         )
 
     def figure(self, dataset: str, model: str, metric: str) -> tuple[float, Published] | None:

@@ -20,20 +20,23 @@ __all__ = ["Identity", "Results", "deciding"]
 _DECIDING = ("seqattn", "torch", "numpy", "scipy")
 
 
-def deciding(versions: Mapping[str, str]) -> dict[str, str]:
+def deciding(versions: Mapping[str, str], kind: str = "") -> dict[str, str]:
     """Return the versions that decide on figures.
 
     Parameters
     ----------
     versions
         Versions of all packages.
+    kind
+        Name of the model within the task; of "recbole:SASRec" the version of that package decides too.
 
     Examples
     --------
     >>> deciding({"python": "3.11", "torch": "2.13.0"})
     {'torch': '2.13.0'}
     """
-    return {name: versions[name] for name in _DECIDING if name in versions}
+    names = [*_DECIDING, *kind.split(":")[:-1]]
+    return {name: versions[name] for name in names if name in versions}
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Identity:
         found = []
         for part in ("kind", "settings", "evaluation", "versions"):
             value = record.get(part)
-            there = _flat(part, deciding(value) if part == "versions" and value else value)
+            there = _flat(part, deciding(value, self.kind) if part == "versions" and value else value)
             now = _flat(part, json_ready(getattr(self, part)))
             found += [
                 f"{name}: {there.get(name)!r} there, {now.get(name)!r} now"

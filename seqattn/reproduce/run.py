@@ -298,7 +298,7 @@ def _cells(
                 settings=settings,
                 evaluation=grid.evaluation,
                 digests=dict(digests),
-                versions=deciding(versions()),
+                versions=deciding(versions(), model.model),
             )
             yield Cell(identity, _command(plan, dataset, model.name, seed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 _PACKAGES = ("torch", "numpy", "polars", "pandas", "scipy", "scikit-learn", "optuna", "safetensors", "click")
+# Written down where they are installed, since models of theirs can stand in a table.
+_OPTIONAL = ("recbole", "hopwise")
 # TOML has no word for "no value" and wants capitals and digits in one way only; these spellings are meant all the same.
 _WORDS: dict[str, Any] = {"none": None, "None": None, "null": None, "True": True, "False": False}
 _NUMBER = re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?")
@@ -425,4 +428,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
+    for name in _OPTIONAL:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found

@@ -108,7 +108,7 @@ def test_the_usual_set_says_what_to_do_where_it_is_missing(monkeypatch, tmp_path
     monkeypatch.setenv("SEQATTN_DATA", str(tmp_path))
     monkeypatch.setenv("SEQATTN_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="pip install recbole"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'seqattn\[recbole\]'"):
         task.load_split("ml-100k", "train")
     with pytest.raises(DataError, match="seqattn datasets get yelp"):
         task.load_split("yelp", "train")
