@@ -69,7 +69,9 @@ def dynamics(
     if text and data:
         raise ParameterError("Both --text and --data were given. Give one of them.")
     if task and not data:
-        raise ParameterError("--task tells what --data are, but none were given. Give --data, or leave --task out.")
+        raise ParameterError(
+            "--task tells what --data are, but none were given. Give --data, or leave --task out."
+        )
     folder = Path(output or "runs/study-dynamics")
     if (folder / "study.safetensors").exists() and not overwrite:
         raise ParameterError(
