@@ -22,7 +22,7 @@ from seqattn.attention.patterns import places
 from seqattn.attention.router import Router
 from seqattn.attention.routing import bind, routings
 
-__all__ = ["HistoryBatch", "MultiQueryNetwork", "window_mean"]
+__all__ = ["HistoryBatch", "Members", "MultiQueryNetwork", "window_mean"]
 
 
 @dataclass(frozen=True)
@@ -337,3 +337,38 @@ class MultiQueryNetwork(nn.Module):
 
         found: Tensor = layout.keep(("positions", self.max_len), rows)
         return found
+
+
+class Members(nn.Module):
+    r"""Networks that differ in their first weights and draws, whose scores are averaged.
+
+    .. math:: \frac{1}{M} \sum_m s^m \cdot E^m_j
+
+    which is one product of their states, side by side, with their tables, side by side.
+
+    Parameters
+    ----------
+    networks
+        The networks, of one catalogue.
+    """
+
+    def __init__(self, networks: Iterable[MultiQueryNetwork]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.max_len = max(cast(MultiQueryNetwork, network).max_len for network in self.networks)
+
+    @property
+    def table(self) -> Float[Tensor, "items width"]:
+        """The tables of the networks side by side."""
+        return torch.cat([cast(MultiQueryNetwork, network).table for network in self.networks], 1)
+
+    def last_states(self, batch: HistoryBatch) -> Float[Tensor, "batch width"]:
+        """Return the states after the whole of each history side by side, over the number of networks.
+
+        Parameters
+        ----------
+        batch
+            The histories.
+        """
+        found = [cast(MultiQueryNetwork, network).last_states(batch) for network in self.networks]
+        return torch.cat(found, 1) / len(found)

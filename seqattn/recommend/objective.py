@@ -13,7 +13,7 @@ from seqattn.data.interactions import Interactions
 from seqattn.recommend.batches import HeldOut, latest_batch
 from seqattn.recommend.losses import distillation_loss, ranking_loss
 from seqattn.recommend.metrics import user_metrics
-from seqattn.recommend.model import HistoryBatch, MultiQueryNetwork
+from seqattn.recommend.model import HistoryBatch, Members, MultiQueryNetwork
 from seqattn.recommend.ranking import DotProducts, target_ranks
 from seqattn.recommend.sampled import Proposal, sampled_distillation_loss, sampled_ranking_loss
 from seqattn.recommend.transitions import Teacher
@@ -149,17 +149,18 @@ def _targets(batch: HistoryBatch) -> Tensor:
     return batch.targets
 
 
-def network_scorer(network: MultiQueryNetwork) -> DotProducts:
-    """Return the scorer of a network in evaluation mode.
+def network_scorer(network: MultiQueryNetwork | Members) -> DotProducts:
+    """Return the scorer of a network, or of several, in evaluation mode.
 
     Parameters
     ----------
     network
-        The network; it is left in the mode in which it is.
+        What is asked; it is left in the mode in which it is.
     """
+    table = network.table
 
     def encode(histories: Interactions) -> Tensor:
-        batch = latest_batch(histories, network.max_len).to(network.table.device)
+        batch = latest_batch(histories, network.max_len).to(table.device)
         return network.last_states(batch)
 
-    return DotProducts(network.table, encode)
+    return DotProducts(table, encode)

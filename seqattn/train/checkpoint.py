@@ -51,7 +51,7 @@ class Checkpoint:
     weights
         The module's state dict.
     best
-        State dict of the best epoch; empty if that is the last one, or the fit is finished.
+        State dict of the best epoch; empty if `weights` are those, or the fit is finished.
     optimiser
         State of the optimiser by parameter number; empty if the fit is finished.
     history
@@ -60,6 +60,8 @@ class Checkpoint:
         Whether training has ended.
     kept
         What observers keep, by name.
+    average
+        State of the moving average of weights; empty without one, or if the fit is finished.
     """
 
     weights: dict[str, Tensor]
@@ -68,6 +70,7 @@ class Checkpoint:
     history: History
     finished: bool
     kept: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 def write_checkpoint(place: Path | Part, state: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -185,13 +188,16 @@ def _flatten(state: Checkpoint) -> dict[str, Tensor]:
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
     tensors |= {f"best/{name}": value for name, value in state.best.items()}
     tensors |= {f"kept/{name}": value for name, value in state.kept.items()}
+    tensors |= {f"average/{name}": value for name, value in state.average.items()}
     for number, values in state.optimiser.items():
         tensors |= {f"optimiser/{number}/{name}": value for name, value in values.items()}
     return tensors
 
 
 def _unflatten(tensors: Mapping[str, Tensor], history: History, finished: bool) -> Checkpoint:
-    groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimiser": {}, "kept": {}}
+    groups: dict[str, dict[str, Tensor]] = {
+        name: {} for name in ("weights", "best", "optimiser", "kept", "average")
+    }
     for name, value in tensors.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = value
@@ -199,4 +205,5 @@ def _unflatten(tensors: Mapping[str, Tensor], history: History, finished: bool) 
     for name, value in groups["optimiser"].items():
         number, _, part = name.partition("/")
         optimiser.setdefault(int(number), {})[part] = value
-    return Checkpoint(groups["weights"], groups["best"], optimiser, history, finished, groups["kept"])
+    kept, average = groups["kept"], groups["average"]
+    return Checkpoint(groups["weights"], groups["best"], optimiser, history, finished, kept, average)

@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seqattn.attention.router import commitment_loss, router_usage, update_routers
 from seqattn.errors import ArtifactError, DataError, FitError
+from seqattn.train.average import WeightAverage
 from seqattn.train.checkpoint import Checkpoint, Part, read_checkpoint, write_checkpoint
 from seqattn.train.distributed import processes
 from seqattn.train.history import History
@@ -110,7 +111,8 @@ def fit_module(
     Each step follows the gradient of ``total / count``, with Adam and a one-cycle rate unless others are given. An
     epoch's mean loss is the sum of the totals over the sum of the counts, in float64. Validation runs in evaluation
     mode, without gradients. With validation the module ends with the weights of the best epoch, otherwise with the
-    last ones. The module stays on the device and in the precision of the fit; its training mode is as it was before.
+    last ones; where the settings ask for an average of the weights, with their average at that point. The module stays
+    on the device and in the precision of the fit; its training mode is as it was before.
 
     Parameters
     ----------
@@ -213,15 +215,26 @@ class _Run:
         module.to(device=self.device, dtype=resolve_precision(settings.precision, self.device))
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimiser = (optimiser or _adam)(self.parameters, settings)
+        decay = settings.average
+        self.average = None if decay is None else WeightAverage(self.parameters, decay)
         self.history = History()
         self.watchers: list[Any] = []
         self.finished = False
         self.best: dict[str, Tensor] | None = None
 
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Give the module the averages of its weights inside, if they are kept."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the weights that an epoch ends with."""
+        with self.averaged():
+            return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
     def add(self, record: dict[str, Any]) -> None:
         """Take in an epoch, and note the weights if they are the best so far."""
         if self.history.add(record):
-            self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+            self.best = self.weights()
 
     def is_out_of_patience(self) -> bool:
         patience, best = self.settings.patience, self.history.best_epoch
@@ -232,7 +245,9 @@ class _Run:
         is_last = len(self.history.records) >= self.settings.epochs
         self.finished = is_last or stop
         self.history.stopped_early = stop and not is_last
-        if self.finished:
+        if self.finished and self.best is None and self.average is not None:
+            self.module.load_state_dict(self.weights())
+        elif self.finished:
             self.take_best()
 
     def take_best(self) -> None:
@@ -242,10 +257,11 @@ class _Run:
 
     def state(self, kept: dict[str, Tensor]) -> Checkpoint:
         """What a checkpoint keeps; a finished fit needs no optimiser and no second weights."""
-        is_best = self.history.best_epoch == len(self.history.records)
+        is_best = self.average is None and self.history.best_epoch == len(self.history.records)
         return Checkpoint(
             weights=self.module.state_dict(),
             best={} if self.finished or is_best or self.best is None else self.best,
+            average={} if self.finished or self.average is None else self.average.state(),
             optimiser={} if self.finished else self.optimiser.state_dict()["state"],
             history=self.history,
             finished=self.finished,
@@ -259,6 +275,8 @@ class _Run:
         self.finished = saved.finished
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": saved.optimiser, "param_groups": groups})
+        if self.average is not None and not saved.finished:
+            self.average.restore(saved.average)
         if self.history.best_epoch is not None:
             self.best = {name: value.to(self.device) for name, value in (saved.best or saved.weights).items()}
 
@@ -321,7 +339,8 @@ def _run_epoch(
     trained, rate = _train(run, _shared(run, train_batches(number - 1)), number)
     seconds = time.perf_counter() - started
     given = None if valid_batches is None else valid_batches()
-    held_out = None if given is None else _validate(run, _shared(run, given), number)
+    with run.averaged():
+        held_out = None if given is None else _validate(run, _shared(run, given), number)
     record: dict[str, Any] = {
         **about,
         "epoch": number,
@@ -363,6 +382,8 @@ def _train(run: _Run, batches: Any, number: int) -> tuple[Sums, float]:
             run.optimiser.zero_grad(set_to_none=True)
             loss = gradient(run, batch)
             sums.add(loss, _step(run, rate))
+            if run.average is not None:
+                run.average.step()
             update_routers(run.module, run.processes.add, run.processes.rank == 0)
     sums.read()
     return sums, rate

@@ -39,6 +39,9 @@ class FitSettings:
         Whether the weights shrink by the decay times the rate at each step instead, as in AdamW.
     betas
         Adam's decay rates of the two moments, each in [0, 1).
+    average
+        Decay of a moving average of the weights, in [0, 1): what is validated and kept is the average, as
+        :class:`seqattn.train.average.WeightAverage` has it. None keeps the weights themselves.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; see `resolve_device`.
     precision
@@ -59,6 +62,7 @@ class FitSettings:
     weight_decay: int | float = 0.0
     is_decoupled: bool = False
     betas: tuple[int | float, int | float] = (0.9, 0.999)
+    average: float | None = None
     device: str | torch.device = "auto"
     precision: str = "float32"
     seed: int = 0
@@ -73,6 +77,8 @@ class FitSettings:
         _require("weight_decay", self.weight_decay, decay, "0 or a positive number")
         betas = len(list(self.betas)) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require("betas", self.betas, betas, "two numbers in [0, 1)")
+        average = self.average is None or self.average == 0 or (_positive(self.average) and self.average < 1)
+        _require("average", self.average, average, "a number in [0, 1) or None")
         _require("seed", self.seed, _whole(self.seed, 0), "a whole number, at least 0")
         resolve_precision(self.precision)
 

@@ -78,6 +78,7 @@ def test_three_steps_are_those_of_the_formulas_written_out(mode):
         "tau_teacher": TAU_TEACHER,
         "tau_student": TAU_STUDENT,
         "l2": L2,
+        "average": None,
     }
     model = MQSATEDRecommender(
         **SETTINGS, **options, learning_rate=RATE, dropout=0.0, batch_size=1000, epochs=3, mode=mode,

@@ -231,9 +231,7 @@ def test_fit_and_evaluate_through_the_command_line(folder, parts, trained, tmp_p
     assert len(history.records) == 3
     figures = json.loads((trained / "figures.json").read_text())
     assert figures["best_epoch"] == history.best_epoch
-    assert figures["validation"]["ndcg@20"] == pytest.approx(
-        -min(one["valid_loss"] for one in history.records)
-    )
+    assert figures["validation"]["ndcg@20"] == pytest.approx(model.best_score_)
     told = run("evaluate", trained, "--json", "--output", tmp_path)
     found = json.loads(told.stdout)
     assert found["ndcg@10"] == pytest.approx(model.score(parts["test"]))
@@ -339,7 +337,10 @@ def test_the_grids_name_what_there_is():
         for model in grid.models:
             path = f"recommend-{model.preset}.toml"
             preset = read_toml(resource("tuning", path))["settings"] if model.preset else {}
-            task.build({**preset, **model.settings}, model.model)
+            if not model.model.startswith(
+                "hopwise:"
+            ):  # known where it is installed, as the tests of RecBole say
+                task.build({**preset, **model.settings}, model.model)
         assert {known.name for known in grid.datasets} <= {
             known.name for known in seqattn.data.catalog.entries("rec")
         }

@@ -79,6 +79,8 @@ CASES = {
     "patient": (FitSettings(40, 0.3, patience=3), True),
     "float64": (FitSettings(8, 0.05, precision="float64"), True),
     "bf16": (FitSettings(8, 0.05, precision="bf16"), True),
+    "average": (FitSettings(8, 0.05, average=0.9), True),
+    "average, last weights": (FitSettings(8, 0.05, average=0.9), False),
     "decay": (FitSettings(8, 0.05, weight_decay=0.1, clip=None, betas=(0.5, 0.9)), True),
 }
 

@@ -216,6 +216,60 @@ def test_training_stops_when_patience_runs_out(patience):
     assert history.stopped_early
 
 
+class Traced(Regression):
+    """Notes its weights after each step, and those that it is validated with."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.validated = [], []
+
+    def loss(self, batch):
+        found = [value.clone() for value in weights(self).values()]
+        (self.steps if self.training else self.validated).append(found)
+        return super().loss(batch)
+
+
+def averaged(steps, decay):
+    """Return the averages after each step; the first of the steps is what there was before."""
+    found = [steps[0]]
+    for n, step in enumerate(steps[1:], 1):
+        share = min(decay, (1 + n) / (10 + n))
+        found.append([share * old + (1 - share) * new for old, new in zip(found[-1], step, strict=True)])
+    return found
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
+def test_the_average_of_the_weights_is_validated_and_kept(decay):
+    data, module, held_out = rows(20), Traced(), cut(rows(10, seed=1), 10)
+    settings = FitSettings(6, 0.1, average=decay)
+    history = fit_module(module, shuffled(data, 5), lambda: held_out, settings)
+    trained = Traced()
+    fit_module(trained, shuffled(data, 5), None, FitSettings(6, 0.1))
+    # The weights themselves do not depend on the average; the last step of all is seen by the plain fit's end.
+    found = averaged([*trained.steps, list(weights(trained).values())], decay)[4::4]
+    for epoch, (seen, expected) in enumerate(zip(module.validated, found, strict=True), 1):
+        torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-7)
+        if epoch == history.best_epoch:
+            torch.testing.assert_close(list(weights(module).values()), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_without_validation_the_last_average_stays():
+    data, module, trained = rows(20), Regression(), Traced()
+    fit_module(module, shuffled(data, 5), None, FitSettings(3, 0.1, average=0.8))
+    fit_module(trained, shuffled(data, 5), None, FitSettings(3, 0.1))
+    expected = averaged([*trained.steps, list(weights(trained).values())], 0.8)[-1]
+    torch.testing.assert_close(list(weights(module).values()), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_average_that_forgets_all_is_none():
+    plain, forgetting = Regression(), Regression()
+    for module, average in ((plain, None), (forgetting, 0.0)):
+        fit_module(
+            module, shuffled(rows(20), 5), lambda: cut(rows(10), 10), FitSettings(4, 0.1, average=average)
+        )
+    assert equal(weights(plain), weights(forgetting))
+
+
 def test_without_validation_the_last_weights_stay():
     data, module = rows(8), Regression()
     last = {}

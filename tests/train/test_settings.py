@@ -20,6 +20,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
         *[("patience", value) for value in (0, -3, False)],
         *[("clip", value) for value in (0, -1.0, math.nan)],
         *[("weight_decay", value) for value in (-0.1, math.nan, math.inf)],
+        *[("average", value) for value in (1.0, -0.1, math.nan)],
         *[("betas", value) for value in ((1.0, 0.9), (0.9, -0.1), (0.9, math.nan))],
         *[("seed", value) for value in (-1, True)],
     ],
