@@ -102,7 +102,7 @@ class SeqattnWarning(UserWarning):
 
 
 def suggest(name: object, allowed: Iterable[object]) -> str:
-    """Return a sentence that names the nearest allowed word, or an empty string.
+    """Return a sentence that names the nearest allowed word, whatever its case, or an empty string.
 
     Parameters
     ----------
@@ -119,8 +119,11 @@ def suggest(name: object, allowed: Iterable[object]) -> str:
     --------
     >>> suggest("item", ["item_id", "time"])
     " Did you mean 'item_id'?"
+    >>> suggest("sasrec", ["SASRecCPR", "SASRec"])
+    " Did you mean 'SASRec'?"
     >>> suggest("zzz", ["item_id", "time"])
     ''
     """
-    near = difflib.get_close_matches(str(name), [str(word) for word in allowed], n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    words = {str(word).casefold(): str(word) for word in allowed}
+    near = difflib.get_close_matches(str(name).casefold(), words, n=1, cutoff=0.5)
+    return f" Did you mean {words[near[0]]!r}?" if near else ""

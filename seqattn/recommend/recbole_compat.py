@@ -112,8 +112,7 @@ class Engine:
         ParameterError
             There is none of that name; the nearest one is suggested.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet_import():
             packages = [self.module(f"model.{family}") for family in _FAMILIES]
         _repair(self)
         known = {
@@ -201,8 +200,7 @@ def engine_of(name: str = "recbole") -> Engine:
         raise MissingDependencyError(f"engine={name!r} needs the package {name}: {ENGINES[name]}.")
     engine = Engine(name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet_import():
             for part in _PARTS:
                 engine.module(part)
     except ImportError as error:
@@ -211,6 +209,15 @@ def engine_of(name: str = "recbole") -> Engine:
         ) from error
     _repair(engine)
     return engine
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Import without warnings, and with torch's anomaly detection as it was: the module of SINE turns it on for all."""
+    check = torch.is_anomaly_check_nan_enabled()
+    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), check):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _repair(engine: Engine) -> None:

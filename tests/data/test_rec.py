@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import sys
@@ -115,9 +116,11 @@ def test_reading_options_reach_the_table(tmp_path):
 
 
 def test_the_example_of_an_installed_recbole_is_found_without_importing_it(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "recbole", raising=False)
     put(tmp_path / "recbole" / "dataset_example" / "ml-100k" / "ml-100k.inter")
     (tmp_path / "recbole" / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    with pytest.raises(DataError, match="'ml-100k' is not on this machine"):
+    with monkeypatch.context() as absent, pytest.raises(DataError, match="'ml-100k' is not on this machine"):
+        absent.setattr(importlib.util, "find_spec", lambda name: None)
         find("ml-100k")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find("ml-100k").origin == "recbole"

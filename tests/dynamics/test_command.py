@@ -60,7 +60,7 @@ def test_a_study_is_not_replaced_unasked(tmp_path):
     [
         (("--set", "n_step=3"), 2, "n_steps"),
         (("--text", "a", "--data", "b"), 2, "Give one of them"),
-        (("--text", "no-such-file"), 1, "no-such-file"),
+        (("--text", "no-such-file"), 3, "no-such-file"),
         (("--set", "ratio=2.0", "--set", "lr_y=1.0"), 2, "Both lr_y and ratio"),
         (("--data", "no-such-data"), 3, "no-such-data"),
     ],

@@ -205,6 +205,21 @@ def test_settings_of_other_kinds_are_refused():
 
 
 @needs_recbole
+def test_importing_the_models_leaves_the_anomaly_detection_of_torch_as_it_was(run_python):
+    code = """
+import torch
+from seqattn.recommend.recbole_compat import engine_of
+engine_of("recbole").model("SINE")
+print(torch.is_anomaly_enabled())
+import importlib, sys
+importlib.reload(sys.modules["recbole.model.sequential_recommender.sine"])
+print(torch.is_anomaly_enabled())
+"""
+    done = run_python(code)
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+@needs_recbole
 def test_an_unknown_model_is_refused_with_the_nearest_one():
     with pytest.raises(
         ParameterError, match="no general or sequential model 'SASREC'. Did you mean 'SASRec'"
