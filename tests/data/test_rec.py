@@ -119,9 +119,10 @@ def test_the_example_of_an_installed_recbole_is_found_without_importing_it(tmp_p
     monkeypatch.delitem(sys.modules, "recbole", raising=False)
     put(tmp_path / "recbole" / "dataset_example" / "ml-100k" / "ml-100k.inter")
     (tmp_path / "recbole" / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    with monkeypatch.context() as absent, pytest.raises(DataError, match="'ml-100k' is not on this machine"):
+    with monkeypatch.context() as absent:
         absent.setattr(importlib.util, "find_spec", lambda name: None)
-        find("ml-100k")
+        with pytest.raises(DataError, match="'ml-100k' is not on this machine"):
+            find("ml-100k")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find("ml-100k").origin == "recbole"
     assert items(load_dataset("ml-100k", "dev")) == [[12], [22]]
