@@ -23,7 +23,8 @@ from seqattn.data.clock import Clock
 from seqattn.data.interactions import Interactions
 from seqattn.errors import ParameterError, suggest
 from seqattn.recommend.batches import latest
-from seqattn.recommend.recbole_compat import Engine, engine_of, set_shared_state, shared_state
+from seqattn.recommend.recbole_compat import Engine, engine_of
+from seqattn.recommend.shared_random import set_shared_state, shared_state
 from seqattn.train.history import History
 from seqattn.train.loop import Observer
 from seqattn.train.settings import FitSettings, resolve_device

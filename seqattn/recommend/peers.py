@@ -19,8 +19,9 @@ from seqattn.data.interactions import Interactions
 from seqattn.errors import ArtifactError, ParameterError
 from seqattn.recommend.peer_training import KS, TAKEN, EngineFit, EngineRun
 from seqattn.recommend.ranking import Scorer
-from seqattn.recommend.recbole_compat import ENGINES, apart, engine_of
+from seqattn.recommend.recbole_compat import ENGINES, engine_of
 from seqattn.recommend.recommender import Recommender
+from seqattn.recommend.shared_random import apart
 from seqattn.recommend.storing import Stored
 from seqattn.train.callbacks import Progress
 from seqattn.train.history import History

@@ -31,7 +31,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # What is imported -> the files that may do so.
 HOMES = {
     # Python's generator is shared by the whole process: RecBole draws from it, and gets it lent.
-    "random": {"recommend/recbole_compat.py"},
+    "random": {"recommend/shared_random.py"},
     "optuna": {f"tune/{name}.py" for name in ("desk", "draws", "records", "scoring", "search", "storage")},
     "sqlalchemy": {"tune/storage.py"},
     "click": {

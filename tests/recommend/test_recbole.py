@@ -25,7 +25,8 @@ from seqattn.recommend.model import HistoryBatch
 from seqattn.recommend.peers import PeerRecommender
 from seqattn.recommend.ranking import target_ranks
 from seqattn.recommend.recbole import dataset_to_frame, frame_to_inter, mqsa_ted_of, run_baseline
-from seqattn.recommend.recbole_compat import apart, engine_of
+from seqattn.recommend.recbole_compat import engine_of
+from seqattn.recommend.shared_random import apart
 from seqattn.recommend.transitions import Teacher, Transitions, temperature_of
 from seqattn.reproduce.grid import Grid
 
