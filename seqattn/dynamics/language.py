@@ -123,8 +123,9 @@ def memory(plan: TextPlan, n_words: int, n_tokens: int, n_runs: int = 0) -> int:
     # Numbers of 4 bytes and, while they are collected, a buffer that grows by halves; words with their counts.
     text = 10 * n_words + 300 * 40_000
     if n_runs:
-        # Parameters, slopes, what sums up by query, and one more while they are added; outputs of all examples thrice.
-        return text + 4 * n_runs * (6 * 2 * n_tokens**2 + 8 * plan.batch_size * n_tokens)
+        # Parameters of all runs; of the one in training slopes, twice, and a dozen arrays over places and words.
+        places = plan.batch_size * plan.window
+        return text + 4 * (2 * n_runs * n_tokens**2 + 4 * n_tokens**2 + 14 * places * n_tokens)
     places = plan.batch_size * plan.window
     layers = plan.n_layers * (24 * plan.d_model + 3 * plan.window)
     numbers = places * (6 * n_tokens + layers) + 4 * (
@@ -321,17 +322,18 @@ def _recorded(model: LanguageModel, corpus: Corpus, plan: TextPlan, step: int) -
 def follow_free(
     corpus: Corpus, plan: TextPlan, rates: Sequence[tuple[float, float]], seeds: Sequence[int]
 ) -> Iterator[list[TextRecord]]:
-    """Train free logits of attention and decoder with plain gradient descent, all rates and seeds at once.
+    """Train free logits of attention and decoder with plain gradient descent.
 
-    The query is the last word of a window and does not see itself; it attends to the words before it, of which equal
-    ones share one logit, so that their counts are all that matters. The decoder sees the length-1 sum.
+    Each place of a window after the first is a query, which does not see itself: it attends to the words before it in
+    the window, of which equal ones share one logit, so that their counts are all that matters. The decoder sees the
+    sum scaled to length 1.
 
     Parameters
     ----------
     corpus
         The text.
     plan
-        The run; a window has a query and the words before it.
+        The run.
     rates
         Pairs of the rates of decoder and attention.
     seeds
@@ -343,65 +345,64 @@ def follow_free(
     """
     runs = [(lr_y, lr_z, number) for lr_y, lr_z in rates for number in range(len(seeds))]
     n_tokens = len(corpus.names)
-    parameters = Parameters(
-        torch.zeros(len(runs), n_tokens, n_tokens), torch.zeros(len(runs), n_tokens, n_tokens)
-    )
-    by_run = [torch.tensor([run[part] for run in runs])[:, None, None] for part in (0, 1)]
-    which = np.array([run[2] for run in runs])
+    parameters = Parameters(*(torch.zeros(len(runs), n_tokens, n_tokens) for _ in range(2)))
     rngs = [np.random.default_rng([seed, 1]) for seed in seeds]
     done = 0
     for step in plan.record_at:
         for _ in range(step - done):
-            drawn = [drawn_starts(len(corpus.train), plan.window, plan.batch_size, rng) for rng in rngs]
-            slopes, _ = gradients(parameters, _examples(corpus.train, drawn, plan, n_tokens, which))
-            parameters.Y.addcmul_(by_run[0], slopes.Y)
-            parameters.Z.addcmul_(by_run[1], slopes.Z)
+            for number, rng in enumerate(rngs):
+                starts = drawn_starts(len(corpus.train), plan.window, plan.batch_size, rng)
+                examples = _examples(corpus.train, starts, plan, n_tokens)
+                # One by one: a batch has a place for each word, and the arrays of a single run fill the cache.
+                for run, (lr_y, lr_z, own) in enumerate(runs):
+                    if own == number:
+                        _move(parameters.rows(slice(run, run + 1)), examples, lr_y, lr_z)
         done = step
         yield _records_of_free(parameters, corpus, plan, step)
 
 
-def _examples(
-    text: NDArray[np.int32],
-    starts: Sequence[NDArray[np.int64]],
-    plan: TextPlan,
-    n_tokens: int,
-    which: NDArray[np.int64],
-) -> Examples:
-    """Counts of the words before each query, by run."""
-    seen, following = (
-        np.stack(part) for part in zip(*(windows(text, own, plan.window) for own in starts), strict=True)
-    )
-    mass = torch.zeros(*seen.shape[:2], n_tokens)
-    mass.scatter_add_(-1, torch.from_numpy(seen[..., :-1]), torch.ones(*seen.shape[:2], plan.window - 1))
-    query, label = seen[..., -1], following[..., -1]
-    return Examples.of_arrays(mass.numpy()[which], query[which], label[which], dtype=torch.float32)
+def _move(run: Parameters, examples: Examples, lr_y: float, lr_z: float) -> None:
+    slopes, _ = gradients(run, examples)
+    run.Y.add_(slopes.Y, alpha=lr_y)
+    run.Z.add_(slopes.Z, alpha=lr_z)
+
+
+def _examples(text: NDArray[np.int32], starts: NDArray[np.int64], plan: TextPlan, n_tokens: int) -> Examples:
+    """Counts of the words before each place of the windows, with the word there and the one that follows."""
+    seen, following = map(torch.from_numpy, windows(text, starts, plan.window))
+    mass = torch.zeros(*seen.shape, n_tokens).scatter_(-1, seen[..., None], 1.0)
+    mass = mass[:, :-1].cumsum(1).flatten(0, 1)
+    query, label = (part[:, 1:].reshape(1, -1) for part in (seen, following))
+    return Examples(mass[None], query, label, torch.full(query.shape, 1 / query.numel()))
 
 
 def _records_of_free(parameters: Parameters, corpus: Corpus, plan: TextPlan, step: int) -> list[TextRecord]:
     starts = even_starts(len(corpus.valid), plan.window, plan.n_valid)
-    n_runs, n_tokens = parameters.Z.shape[:2]
-    sums = torch.zeros(2, n_runs, dtype=torch.float64)
+    keys = torch.arange(1, plan.window, dtype=torch.float64)
+    counted = keys >= min(plan.min_keys, plan.window - 1)
+    sums = torch.zeros(3, len(parameters.Z), dtype=torch.float64)
     for part in np.split(starts, range(plan.batch_size, len(starts), plan.batch_size)):
-        examples = _examples(corpus.valid, [part], plan, n_tokens, np.zeros(1, dtype=np.int64))
-        found = forward(parameters, examples)
-        # Equal words share what their logit gets: over places the entropy is larger by the mean logarithm of counts.
-        spread = torch.special.entr(found.c) + found.c * examples.mass.clamp(min=1).log()
-        sums += torch.stack([-found.log_probability.double().sum(-1), spread.double().sum((1, 2))])
-    loss, entropy = (sums / len(starts)).tolist()
-    share = math.log(plan.window - 1)
-    orders = _orders(parameters.Z, corpus)
+        examples = _examples(corpus.valid, part, plan, len(corpus.names))
+        for run in range(len(parameters.Z)):
+            found = forward(parameters.rows(slice(run, run + 1)), examples)
+            # Equal words share what their logit gets: over places the entropy is larger by the mean log of counts.
+            spread = torch.special.entr(found.c) + found.c * examples.mass.clamp(min=1).log()
+            by_place = spread.sum(-1).double().view(len(part), -1)
+            share = (by_place / keys.log())[:, counted].mean(-1).sum()
+            loss = -found.log_probability.double().view(len(part), -1).mean(-1).sum()
+            sums[:, run] += torch.stack([loss, by_place.mean(-1).sum(), share])
+    rows = (sums / len(starts)).T.tolist()
     return [
-        TextRecord(step, one, spread, spread / share, frequency_order=order)
-        for one, spread, order in zip(loss, entropy, orders, strict=True)
+        TextRecord(step, loss, entropy, share, frequency_order=order)
+        for (loss, entropy, share), order in zip(rows, _orders(parameters.Z, corpus), strict=True)
     ]
 
 
 def _orders(Z: Tensor, corpus: Corpus) -> list[float]:
-    """Rank correlation of the logit of each word, the mean over queries as they occur, with its frequency."""
-    counts = corpus.counts().astype(np.float64)
-    means = torch.einsum("q,rqt->rt", torch.from_numpy(counts / counts.sum()).to(Z.dtype), Z).numpy()
+    """Rank correlation of the logit of each word, the mean over all queries, with its frequency."""
+    counts = corpus.counts()
     seen = counts > 0
+    means = Z.double().mean(1).numpy()[:, seen]
     return [
-        math.nan if np.ptp(mean[seen]) == 0 else float(spearmanr(mean[seen], counts[seen]).statistic)
-        for mean in means
+        math.nan if np.ptp(mean) == 0 else float(spearmanr(mean, counts[seen]).statistic) for mean in means
     ]

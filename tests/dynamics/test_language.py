@@ -119,15 +119,17 @@ def test_gradients_are_cut_and_the_feed_forward_map_has_its_own_rate():
 
 
 def by_places(seen, labels, Z, Y):
-    """Attention place by place, as the definition has it: loss, entropy, and the loss for automatic slopes."""
+    """Attention key by key, as the definition has it: loss and entropy of each place after the first."""
     losses, spreads = [], []
-    for window, label in zip(seen, labels, strict=True):
-        keys, query = window[:-1], window[-1]
-        b = Z[query, keys].softmax(-1)
-        x = torch.zeros(len(Z), dtype=Z.dtype).index_add(0, keys, b)
-        losses.append(-(Y.mT @ (x / x.norm())).log_softmax(-1)[label])
-        spreads.append(torch.special.entr(b).sum())
-    return torch.stack(losses).mean(), torch.stack(spreads).mean()
+    for window, following in zip(seen, labels, strict=True):
+        for place in range(1, len(window)):
+            keys, query = window[:place], window[place]
+            b = Z[query, keys].softmax(-1)
+            x = torch.zeros(len(Z), dtype=Z.dtype).index_add(0, keys, b)
+            losses.append(-(Y.mT @ (x / x.norm())).log_softmax(-1)[following[place]])
+            spreads.append(torch.special.entr(b).sum())
+    shape = (len(seen), seen.shape[1] - 1)
+    return torch.stack(losses).view(shape), torch.stack(spreads).view(shape)
 
 
 def test_free_logits_follow_windows_place_by_place():
@@ -142,13 +144,16 @@ def test_free_logits_follow_windows_place_by_place():
     for _ in range(3):
         seen, following = map(torch.from_numpy, windows(text.train, drawn_starts(400, 6, 4, rng), 6))
         leaves = [part.clone().requires_grad_() for part in (Z, Y)]
-        slopes = torch.autograd.grad(by_places(seen, following[:, -1], *leaves)[0], leaves)
+        slopes = torch.autograd.grad(by_places(seen, following, *leaves)[0].mean(), leaves)
         Z, Y = Z - 2.0 * slopes[0], Y - 3.0 * slopes[1]
     starts = np.unique(np.linspace(0, len(text.valid) - 7, 7).astype(int))
     seen, following = map(torch.from_numpy, windows(text.valid, starts, 6))
-    loss, spread = by_places(seen, following[:, -1], Z, Y)
-    assert end[0].loss == pytest.approx(float(loss), abs=1e-5)
-    assert end[0].entropy == pytest.approx(float(spread), abs=1e-5)
+    loss, spread = by_places(seen, following, Z, Y)
+    assert end[0].loss == pytest.approx(float(loss.mean()), abs=1e-5)
+    assert end[0].entropy == pytest.approx(float(spread.mean()), abs=1e-5)
+    # The places with four keys and five.
+    share = (spread[:, 3:] / torch.tensor([4.0, 5.0]).log()).mean()
+    assert end[0].entropy_share == pytest.approx(float(share), abs=1e-5)
 
 
 def test_runs_of_free_logits_are_those_of_single_calls():
@@ -254,7 +259,7 @@ def test_the_memory_stated_before_a_run_is_kept(tmp_path, part):
 
 
 def test_equal_words_share_one_logit():
-    """A window with repeats has the entropy of its places, not of its words."""
+    """Windows with repeats have the entropy of their places, not of their words."""
     text = Corpus(
         np.array([0, 0, 0, 1, 2, 1] * 9, dtype=np.int32),
         np.array([0, 0, 0, 1, 2], dtype=np.int32),
@@ -262,4 +267,4 @@ def test_equal_words_share_one_logit():
         0,
     )
     (record,) = next(follow_free(text, TextPlan(record_at=(0,), window=4, n_valid=1), [(1.0, 1.0)], [0]))
-    assert record.entropy == pytest.approx(math.log(3))
+    assert record.entropy == pytest.approx((math.log(1) + math.log(2) + math.log(3)) / 3)
