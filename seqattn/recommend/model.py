@@ -6,7 +6,7 @@ counted from the end of the history, so that a short one uses the last rows of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seqattn.attention import Attention, Layout, Reducer, attend
 from seqattn.attention.named import as_pattern
 from seqattn.attention.pattern import Pattern
-from seqattn.attention.patterns import places
+from seqattn.attention.patterns import Dense, places
 from seqattn.attention.router import Router
 from seqattn.attention.routing import bind, routings
 
@@ -154,7 +154,46 @@ class QueryBlock(nn.Module):
         source, q, k, v = self._projected(x, layout)
         dropped = self.dropout.p if self.training else 0.0
         seen = attend(q, k, v, pattern=self._pattern(q, layout), causal=True, layout=layout, dropout=dropped)
-        o = self.norm_output(seen.output.reshape(x.shape) + source)
+        return self._finished(seen.output.reshape(x.shape) + source)
+
+    @property
+    def can_ask_once(self) -> bool:
+        """Whether the last query can be asked alone: not where the others decide who sees whom."""
+        return not len(self.routers) and isinstance(as_pattern(self.pattern), Dense)
+
+    def last(
+        self, x: Float[Tensor, "tokens dim"], layout: Layout, ends: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return what :meth:`forward` has for the last token of each sequence, at the cost of one query each.
+
+        Parameters
+        ----------
+        x, layout
+            As in :meth:`forward`; no sequence is empty.
+        ends
+            The last tokens.
+        """
+        source = self.norm_query(window_mean(x, layout, self.window).index_select(0, ends))
+        q, k, v = (
+            each.view(len(each), self.n_heads, -1)
+            for each in (self.query(source), self.key(x), self.value(x))
+        )
+        single = layout.keep("single", lambda: Layout.of([1] * len(layout), x.device))
+        dropped = self.dropout.p if self.training else 0.0
+        seen = attend(
+            q,
+            k,
+            v,
+            pattern=self.pattern,
+            causal=True,
+            layout=single,
+            key_layout=layout,
+            dropout=dropped,
+        )
+        return self._finished(seen.output.reshape(source.shape) + source)
+
+    def _finished(self, summed: Tensor) -> Tensor:
+        o = self.norm_output(summed)
         return o + self.dropout(self.outer(self.dropout(self.inner(o).relu())))
 
     def look(self, x: Float[Tensor, "tokens dim"], layout: Layout, *, reduce: Reducer) -> Attention:
@@ -226,6 +265,22 @@ class Branch(nn.Module):
         for block in self.blocks:
             x = block(x, layout)
         return self.norm(x)
+
+    def last(
+        self, x: Float[Tensor, "tokens dim"], layout: Layout, ends: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the last token of each sequence after this branch.
+
+        Parameters
+        ----------
+        x, layout, ends
+            As in :meth:`QueryBlock.last`.
+        """
+        *before, final = cast(Iterable[QueryBlock], self.blocks)
+        for block in before:
+            x = block(x, layout)
+        found = final.last(x, layout, ends) if final.can_ask_once else final(x, layout).index_select(0, ends)
+        return self.norm(found)
 
 
 class MultiQueryNetwork(nn.Module):
@@ -305,13 +360,21 @@ class MultiQueryNetwork(nn.Module):
         layout
             Where the histories lie.
         """
+        x = self._placed(embedded, layout)
+        return self._mixed(lambda branch: branch(x, layout))
+
+    def _placed(self, embedded: Tensor, layout: Layout) -> Tensor:
         from_end = self.positions.index_select(0, self._positions(layout))
-        x = self.dropout(embedded * embedded.shape[1] ** 0.5 + from_end)
+        x: Tensor = self.dropout(embedded * embedded.shape[1] ** 0.5 + from_end)
+        return x
+
+    def _mixed(self, states: Callable[[Branch], Tensor]) -> Tensor:
+        """Return what a branch gives, or what both give, mixed."""
         if self.short is None or self.alpha == 0:
-            return cast(Branch, self.long)(x, layout)
+            return states(cast(Branch, self.long))
         if self.long is None or self.alpha == 1:
-            return self.short(x, layout)
-        return torch.lerp(self.long(x, layout), self.short(x, layout), self.alpha)
+            return states(self.short)
+        return torch.lerp(states(self.long), states(self.short), self.alpha)
 
     def last_states(self, batch: HistoryBatch) -> Float[Tensor, "batch dim"]:
         """Return the state after the whole of each history, 0 where it is empty.
@@ -321,11 +384,15 @@ class MultiQueryNetwork(nn.Module):
         batch
             The histories.
         """
-        states = self(batch)
-        full = batch.layout.lengths > 0
-        ends = torch.from_numpy(np.cumsum(batch.layout.lengths)[full] - 1).to(states.device)
-        found = states.new_zeros(len(batch), states.shape[1])
-        found[torch.from_numpy(full).to(states.device)] = states.index_select(0, ends)
+        lengths = batch.layout.lengths
+        full = lengths > 0
+        layout = batch.layout if full.all() else Layout.of(lengths[full], batch.items.device)
+        x = self._placed(self.table.index_select(0, batch.items), layout)
+        ends = torch.from_numpy(np.cumsum(lengths[full]) - 1).to(x.device)
+        found = x.new_zeros(len(batch), x.shape[1])
+        if len(ends):
+            states = self._mixed(lambda branch: branch.last(x, layout, ends))
+            found[torch.from_numpy(full).to(x.device)] = states.to(found.dtype)
         return found
 
     def _positions(self, layout: Layout) -> Tensor:

@@ -325,6 +325,8 @@ class EngineFit:
         for observer in self.observers:
             observer.begin(settings)
         n_valid = len(valid.dataset)
+        if not n_valid:
+            self._follow()
         self.began = time.perf_counter()
         run.trainer.fit(
             train,
@@ -343,14 +345,27 @@ class EngineFit:
             observer.end(self.history)
         return self.history
 
-    def _epoch(self, number: int, score: float) -> None:
+    def _follow(self) -> None:
+        """Tell of epochs without validation too, of which the engine's trainer does not."""
+        trainer = self.run.trainer
+        plain = trainer._train_epoch
+
+        def train_epoch(data: Any, number: int, *arguments: Any, **options: Any) -> Any:
+            loss = plain(data, number, *arguments, **options)
+            trainer.train_loss_dict[number] = sum(loss) if isinstance(loss, tuple) else loss
+            self._epoch(number, None)
+            return loss
+
+        trainer._train_epoch = train_epoch
+
+    def _epoch(self, number: int, score: float | None) -> None:
         trainer, seconds = self.run.trainer, time.perf_counter() - self.began
         rows = len(self.run.loaders[0].dataset)
         record = {
             "epoch": number + 1,
             "train_loss": float(trainer.train_loss_dict[number]) / max(len(self.run.loaders[0]), 1),
-            "valid_loss": -float(score),
-            "valid_parts": {_SELECTION: float(score)},
+            "valid_loss": None if score is None else -float(score),
+            "valid_parts": {} if score is None else {_SELECTION: float(score)},
             "learning_rate": float(self.peer.learning_rate),
             "seconds": seconds,
             "items_per_second": rows / seconds,

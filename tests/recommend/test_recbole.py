@@ -316,6 +316,15 @@ def test_a_model_with_weights_of_users_refuses_strangers(log):
 
 
 @needs_recbole
+def test_epochs_without_validation_are_told_of_and_the_last_is_kept(log):
+    peer = PeerRecommender(random_state=0, **SMALL).fit(log, validation=None)
+    records = peer.fit_history_.records
+    assert [record["epoch"] for record in records] == list(range(1, SMALL["epochs"] + 1))
+    assert all(record["valid_loss"] is None and record["train_loss"] > 0 for record in records)
+    assert peer.fit_history_.best_epoch == SMALL["epochs"]
+
+
+@needs_recbole
 def test_unknown_options_are_refused_with_the_nearest_one(log):
     with pytest.raises(
         ParameterError, match="'hidden_sise' is no option of SASRec. Did you mean 'hidden_size'"
