@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,15 +107,18 @@ def test_a_worker_killed_in_the_middle_costs_no_trial(url, data, space_file, tmp
     # Two folders, as on two machines: nothing is shared but the database.
     options = {"--data": data, "--config": space_file, "--trials": 8, "--storage": url, "--study": "shared"}
     words = [str(word) for pair in options.items() for word in pair]
-    first, second = (start(*words, "--output", name, "--json", folder=tmp_path) for name in ("a", "b"))
-    finished: dict[int, Any] = {}
-    # It is killed while it has a trial in hand, and after something was finished.
-    while not (finished and any(_is_run_by(first.pid, trial) for trial in trials_in(url, "shared"))):
-        assert first.poll() is None, first.communicate()
-        finished = {trial.number: trial for trial in trials_in(url, "shared") if trial.state.is_finished()}
-    os.kill(first.pid, signal.SIGKILL)
-    killed_out, killed_err = first.communicate()
-    out, err = second.communicate(timeout=500)
+    first = start(*words, "--output", "a", "--json", folder=tmp_path)
+    with killed_at_the_end(first):
+        # It stands still, with a trial in hand and something finished, until another has done some of the work.
+        finished = stopped_with_a_trial(first, url)
+        second = start(*words, "--output", "b", "--json", folder=tmp_path)
+        with killed_at_the_end(second):
+            wait_for(
+                lambda: any(_owner(trial) == second.pid for trial in trials_in(url, "shared")), second, 60.0
+            )
+            first.kill()
+            killed_out, killed_err = first.communicate()
+            out, err = second.communicate(timeout=500)
     assert second.returncode == 0, err
     trials = trials_in(url, "shared")
     assert [trial.number for trial in trials] == list(range(8))
@@ -130,9 +135,45 @@ def test_a_worker_killed_in_the_middle_costs_no_trial(url, data, space_file, tmp
     assert "ada:***@" in err
 
 
+@contextlib.contextmanager
+def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def stopped_with_a_trial(process: subprocess.Popen[str], url: str) -> dict[int, Any]:
+    """Stop a worker that has a trial in hand, and return the trials finished so far, of which there are some."""
+    wait_for(lambda: trials_in(url, "shared"), process)
+    while True:
+        # A trial may take less time than a look at the database.
+        process.send_signal(signal.SIGSTOP)
+        trials = trials_in(url, "shared")
+        finished = {trial.number: trial for trial in trials if trial.state.is_finished()}
+        if finished and any(_is_run_by(process.pid, trial) for trial in trials):
+            return finished
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+
+
+def wait_for(happened: Callable[[], Any], process: subprocess.Popen[str], at_most: float = math.inf) -> None:
+    """Wait until something happened, or for as long as it may take: one that stands still may hold the lock."""
+    until = time.monotonic() + at_most
+    while not happened() and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
 def _is_run_by(pid: int, trial: optuna.trial.FrozenTrial) -> bool:
-    owner = trial.user_attrs.get("owner") or {}
-    return trial.state.name == "RUNNING" and owner.get("pid") == pid
+    return trial.state.name == "RUNNING" and _owner(trial) == pid
+
+
+def _owner(trial: optuna.trial.FrozenTrial) -> int | None:
+    return (trial.user_attrs.get("owner") or {}).get("pid")
 
 
 @pytest.mark.slow
